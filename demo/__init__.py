@@ -1,0 +1,1 @@
+"""The embedded demo model: scenes with exact ground truth, the training script and small weights."""

@@ -1,0 +1,310 @@
+"""Train the demo model: a VAE, then a text encoder and Wan transformer, on generated scenes.
+
+    python -m demo.train                 # everything, resumable; writes demo/model
+    python -m demo.train --untrained     # the same folder with random weights
+
+Stages: (1) the VAE on short clips; (2) encode scenes once; (3) the denoiser, first on single frames
+(a sixth of a clip's tokens: words, colours, shapes, places and counts), then on whole clips (motion).
+Checkpoints and curves go to --work; an interrupted run continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from .scenes import FRAMES, SIZE, Scene, SceneSampler
+
+TEXT_LENGTH = 64
+SHIFT = 3.0
+WORDS = """a an the and , . of on in to while beside each other stays still moves move right left up
+down from above below two three four circle circles square squares triangle triangles red green blue
+yellow purple cyan turns grows shrinks bounces around zigzags towards away follows dark light
+background""".split()
+MODEL = Path(__file__).parent / "model"
+
+
+def build_pipeline(seed: int = 0) -> WanPipeline:
+    """The demo pipeline with random weights, inside what ComfyUI's stock Wan loader assumes.
+
+    Head size 128, patch (1, 2, 2), text width 4096, 16 latent channels; width and depth are free.
+    """
+    torch.manual_seed(seed)
+    vocabulary = {w: i for i, w in enumerate(["<pad>", "</s>", "<unk>", *dict.fromkeys(WORDS)])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.normalizer = normalizers.Lowercase()
+    words.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
+    )
+    words.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=TEXT_LENGTH,
+    )
+    text_encoder = UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=len(vocabulary),
+            d_model=4096,
+            d_kv=32,
+            d_ff=64,
+            num_heads=2,
+            num_layers=1,
+            dropout_rate=0.0,
+            pad_token_id=0,
+            eos_token_id=1,
+        )
+    )
+    vae = AutoencoderKLWan(
+        base_dim=16,
+        z_dim=16,
+        dim_mult=[1, 2, 4],
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        latents_mean=[0.0] * 16,
+        latents_std=[1.0] * 16,
+        scale_factor_spatial=4,
+        scale_factor_temporal=4,
+    )
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=1,
+        attention_head_dim=128,
+        in_channels=16,
+        out_channels=16,
+        text_dim=4096,
+        freq_dim=256,
+        ffn_dim=512,
+        num_layers=6,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
+    return WanPipeline(tokenizer, text_encoder, vae, scheduler, transformer)
+
+
+def clips(scenes: list[Scene], start: int = 0, frames: int = FRAMES) -> torch.Tensor:
+    """Rendered scenes as [B, 3, frames, H, W] in -1…1."""
+    video = np.stack([scene.render()[start : start + frames] for scene in scenes])
+    return torch.from_numpy(video).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+class Curve:
+    """A loss curve kept as JSON lines, one row every `every` iterations."""
+
+    def __init__(self, path: Path, every: int = 25) -> None:
+        self.path, self.every, self.sum = path, every, 0.0
+
+    def add(self, iteration: int, loss: float) -> None:
+        self.sum += loss
+        if (iteration + 1) % self.every == 0:
+            row = {"iteration": iteration + 1, "loss": round(self.sum / self.every, 5)}
+            with self.path.open("a") as file:
+                file.write(json.dumps(row | {"time": round(time.time())}) + "\n")
+            self.sum = 0.0
+
+
+def warm_cosine(iteration: int, total: int, warm: int = 50, floor: float = 0.03) -> float:
+    """Learning-rate factor: linear warm-up, then cosine to a floor."""
+    if iteration < warm:
+        return (iteration + 1) / warm
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (iteration - warm) / (total - warm)))
+
+
+def save(path: Path, **state) -> None:
+    """Write a checkpoint whole or not at all."""
+    torch.save(state, path.with_suffix(".part"))
+    path.with_suffix(".part").rename(path)
+
+
+def train_vae(vae: AutoencoderKLWan, work: Path, iterations: int, device: str, seed: int) -> None:
+    """L1 + L2 reconstruction of 9-frame clips with a faint KL; resumes from work/vae.pt."""
+    checkpoint, start = work / "vae.pt", 0
+    optimiser = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0)
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        vae.load_state_dict(state["vae"])
+        optimiser.load_state_dict(state["optimiser"])
+        start = state["iteration"]
+    curve = Curve(work / "vae.jsonl")
+    vae.train()
+    for iteration in tqdm(range(start, iterations), initial=start, total=iterations, desc="VAE"):
+        sampler = SceneSampler(seed * 1_000_003 + iteration)
+        first = int(sampler.rng.integers(0, FRAMES - 9 + 1))
+        batch = clips([sampler.sample() for _ in range(2)], first, 9).to(device)
+        for group in optimiser.param_groups:
+            group["lr"] = 2e-3 * warm_cosine(iteration, iterations)
+        posterior = vae.encode(batch).latent_dist
+        generator = torch.Generator(device).manual_seed(iteration)
+        decoded = vae.decode(posterior.sample(generator)).sample
+        loss = F.l1_loss(decoded, batch) + F.mse_loss(decoded, batch) + 1e-5 * posterior.kl().mean() / 1e3
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimiser.step()
+        curve.add(iteration, loss.item())
+        if (iteration + 1) % 100 == 0 or iteration + 1 == iterations:
+            save(checkpoint, vae=vae.state_dict(), optimiser=optimiser.state_dict(), iteration=iteration + 1)
+    vae.eval()
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKLWan, work: Path, name: str, count: int, frames: int, device: str, seed: int):
+    """Encode `count` scenes once: latents [count, 16, T, 16, 16] in fp16 and their captions."""
+    path = work / f"{name}.pt"
+    if path.exists():
+        return torch.load(path, weights_only=True)
+    sampler, captions, latents = SceneSampler(seed), [], []
+    for _ in tqdm(range(0, count, 16), desc=f"encode {name}"):
+        scenes = [sampler.sample() for _ in range(16)]
+        captions += [scene.caption for scene in scenes]
+        start = int(sampler.rng.integers(0, FRAMES)) if frames == 1 else 0
+        batch = clips(scenes, start, frames).to(device)
+        latents.append(vae.encode(batch).latent_dist.mode().half().cpu())
+    save(path, latents=torch.cat(latents), captions=captions)
+    return torch.load(path, weights_only=True)
+
+
+def train_denoiser(
+    pipe: WanPipeline, work: Path, stages: list[tuple[dict, int, int]], device: str, seed: int, compiled: bool
+) -> None:
+    """Flow matching (v = noise − x₀) over (encoded scenes, batch, iterations) stages, with EMA weights.
+
+    Hidden matrices are trained with Muon, the rest with AdamW; resumes from work/denoiser.pt.
+    """
+    modules = torch.nn.ModuleDict({"transformer": pipe.transformer, "text_encoder": pipe.text_encoder})
+    modules.train().to(device)
+    hidden, rest = [], []
+    for name, parameter in modules.named_parameters():
+        (hidden if "blocks" in name and parameter.ndim == 2 else rest).append(parameter)
+    optimisers = [
+        torch.optim.Muon(hidden, lr=3e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    base = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
+    average = {k: v.detach().clone() for k, v in modules.state_dict().items()}
+    checkpoint, done = work / "denoiser.pt", 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        modules.load_state_dict(state["modules"])
+        average = state["average"]
+        for optimiser, saved in zip(optimisers, state["optimisers"]):
+            optimiser.load_state_dict(saved)
+        done = state["iteration"]
+    mean = torch.tensor(pipe.vae.config.latents_mean).view(1, 16, 1, 1, 1).to(device)
+    std = torch.tensor(pipe.vae.config.latents_std).view(1, 16, 1, 1, 1).to(device)
+    predict = torch.compile(pipe.transformer, dynamic=False) if compiled else pipe.transformer
+    total = sum(iterations for _, _, iterations in stages)
+    curve = Curve(work / "denoiser.jsonl")
+    bar = tqdm(total=total, initial=done, desc="denoiser")
+    for iteration in range(done, total):
+        passed = 0
+        for scenes, batch, iterations in stages:
+            if iteration < passed + iterations:
+                break
+            passed += iterations
+        factor = warm_cosine(iteration, total, warm=100)
+        groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+        for group, lr in zip(groups, base):
+            group["lr"] = lr * factor
+        rng = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
+        picks = torch.randint(len(scenes["captions"]), (batch,), generator=rng).tolist()
+        latents = (scenes["latents"][picks].float().to(device) - mean) / std
+        kept = torch.rand(batch, generator=rng) > 0.1  # one in ten learns the unconditional branch
+        captions = [scenes["captions"][p] if k else "" for p, k in zip(picks, kept)]
+        # Stratified noise levels: lower variance of the loss than independent draws.
+        u = (torch.randperm(batch, generator=rng) + torch.rand(batch, generator=rng)) / batch
+        sigma = (SHIFT * u / (1 + (SHIFT - 1) * u)).to(device)
+        noise = torch.randn(latents.shape, generator=rng).to(device)
+        s = sigma.view(-1, 1, 1, 1, 1)
+        embeds = pipe._get_t5_prompt_embeds(captions, max_sequence_length=TEXT_LENGTH, device=device)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            velocity = predict((1 - s) * latents + s * noise, sigma * 1000, embeds, return_dict=False)[0]
+        loss = F.mse_loss(velocity.float(), noise - latents)
+        for optimiser in optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        for optimiser in optimisers:
+            optimiser.step()
+        decay = min(0.998, (iteration + 1) / (iteration + 20))
+        for key, value in modules.state_dict().items():
+            average[key].lerp_(value, 1 - decay)
+        curve.add(iteration, loss.item())
+        bar.update()
+        if (iteration + 1) % 100 == 0 or iteration + 1 == total:
+            save(
+                checkpoint,
+                modules=modules.state_dict(),
+                average=average,
+                optimisers=[optimiser.state_dict() for optimiser in optimisers],
+                iteration=iteration + 1,
+            )
+    modules.load_state_dict(average)
+    modules.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=Path, default=MODEL)
+    parser.add_argument("--work", type=Path, default=Path("outputs/train"))
+    parser.add_argument("--untrained", action="store_true", help="write random weights and stop")
+    parser.add_argument("--snapshot", action="store_true", help="write the last checkpoint and stop")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the transformer")
+    parser.add_argument("--vae-iterations", type=int, default=1200)
+    parser.add_argument("--images", type=int, default=12000)
+    parser.add_argument("--clips", type=int, default=4000)
+    parser.add_argument("--image-iterations", type=int, default=1500)
+    parser.add_argument("--clip-iterations", type=int, default=1500)
+    options = parser.parse_args()
+    pipe = build_pipeline(options.seed)
+    if not options.untrained:
+        work, device = options.work, options.device
+        work.mkdir(parents=True, exist_ok=True)
+        pipe.vae.to(device)
+        train_vae(pipe.vae, work, options.vae_iterations, device, options.seed)
+        images = encode(pipe.vae, work, "images", options.images, 1, device, options.seed + 1)
+        videos = encode(pipe.vae, work, "clips", options.clips, FRAMES, device, options.seed + 2)
+        sample = videos["latents"].float()
+        pipe.vae.register_to_config(
+            latents_mean=sample.mean((0, 2, 3, 4)).tolist(),
+            latents_std=sample.std((0, 2, 3, 4)).tolist(),
+        )
+        if options.snapshot:
+            state = torch.load(work / "denoiser.pt", map_location="cpu", weights_only=True)["average"]
+            for part in ("transformer", "text_encoder"):
+                start = len(part) + 1
+                own = {k[start:]: v for k, v in state.items() if k.startswith(part + ".")}
+                getattr(pipe, part).load_state_dict(own)
+        else:
+            stages = [(images, 64, options.image_iterations), (videos, 32, options.clip_iterations)]
+            train_denoiser(pipe, work, stages, device, options.seed, options.compile)
+    assert pipe.vae.config.z_dim == 16 and SIZE % 8 == 0
+    pipe.to("cpu", torch.bfloat16).save_pretrained(options.out)
+    print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()

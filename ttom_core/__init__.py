@@ -1,0 +1,1 @@
+"""TTOM: test-time optimisation and memorisation for compositional text-to-video."""

@@ -1,0 +1,1 @@
+"""Scores, held-out evaluation and their detectors."""
