@@ -1,0 +1,63 @@
+# The directions of this house in one place; `make demo` and `make test` need nothing but Python.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONSTRAINTS ?= constraints.txt
+# What pip installs as torch. On Linux, PyPI's build carries CUDA (gigabytes); the CPU build is:
+#   make demo TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch
+PROMPT ?= a red circle moves to the right while a blue square stays still
+OUTPUT ?= outputs/demo
+WORKERS ?=
+
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q
+PINS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+
+.PHONY: demo test test-slow quality format train evaluate bench figures clean
+.DEFAULT_GOAL := demo
+
+# The stamps keep the setup from being repeated; it is done again when the requirements change.
+$(VENV)/core.stamp: pyproject.toml $(CONSTRAINTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(PINS) $(TORCH)
+	$(PIP) $(PINS) -e ".[core]"
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/core.stamp
+	$(PIP) $(PINS) -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/core.stamp
+	$(BIN)/ttom generate "$(PROMPT)" --output "$(OUTPUT)"
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -q -rs -m "not slow"
+
+test-slow: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -q -rs
+
+quality: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+train: $(VENV)/core.stamp
+	$(BIN)/python -m demo.train
+
+evaluate: $(VENV)/core.stamp
+	$(BIN)/ttom evaluate $(if $(WORKERS),--workers $(WORKERS))
+	$(BIN)/python benchmarks/readme.py
+
+bench: $(VENV)/core.stamp
+	$(BIN)/python benchmarks/tto_cost.py
+	$(BIN)/python benchmarks/readme.py
+
+figures: $(VENV)/core.stamp
+	$(BIN)/python benchmarks/readme.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
