@@ -1,0 +1,243 @@
+"""The `ttom` command: plan a layout, generate a composed video, evaluate on held-out prompts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import TTOMError
+
+if TYPE_CHECKING:
+    from .backbones.base import Backbone
+    from .generate import Generation
+    from .layout import Layout
+    from .optimize import TTOSettings
+
+DEMO = Path(__file__).resolve().parent.parent / "demo"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; a user's mistake prints one sentence and returns 2, Ctrl-C returns 130."""
+    options = _parser().parse_args(argv)
+    try:
+        options.run(options)
+    except TTOMError as error:
+        print(f"ttom: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ttom: interrupted; the model is as it was before.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ttom", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    plan = commands.add_parser("plan", help="plan a layout for a prompt")
+    plan.add_argument("prompt")
+    plan.add_argument("--out", type=Path, help="write the layout as JSON here (default: print it)")
+    plan.add_argument("--show", type=Path, metavar="PNG", help="draw the layout over empty frames")
+    plan.set_defaults(run=_plan)
+
+    generate = commands.add_parser("generate", help="make a composed video from a prompt")
+    generate.add_argument("prompt")
+    generate.add_argument("--layout", type=Path, help="a layout JSON (default: plan one)")
+    generate.add_argument("--out", type=Path, default=Path("outputs/generate"))
+    generate.add_argument("--frames", type=int, default=21, help="clip length (default 21)")
+    generate.add_argument("--size", type=int, nargs=2, default=(64, 64), metavar=("WIDTH", "HEIGHT"))
+    generate.add_argument("--guidance", type=float, default=4.0, help="classifier-free guidance scale")
+    generate.add_argument("--negative", default="", help="negative prompt")
+    generate.add_argument("--no-base", action="store_true", help="skip the plain video to compare with")
+    _sampling(generate)
+    generate.set_defaults(run=_generate)
+
+    evaluate = commands.add_parser("evaluate", help="score base against TTOM on held-out prompts")
+    evaluate.add_argument("--prompts", type=Path, default=DEMO / "prompts" / "held_out.json")
+    evaluate.add_argument("--limit", type=int, help="only the first N prompts")
+    evaluate.add_argument("--out", type=Path, default=Path("outputs/evaluate"))
+    evaluate.add_argument("--workers", type=int, help="processes of one thread each (default: the cores)")
+    evaluate.add_argument("--pictures", action="store_true", help="keep a before-and-after strip of each")
+    evaluate.add_argument("--result", type=Path, metavar="JSON", help="also write the result file")
+    _sampling(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+    return parser
+
+
+def _sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=str(DEMO / "model"), help="a diffusers folder (default: the demo)")
+    parser.add_argument("--preset", default="demo", help="demo, paper or released (default: demo)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change one setting of the preset, e.g. --set iterations=4",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
+
+
+def _settings(options: argparse.Namespace) -> TTOSettings:
+    """The preset with the changes of `--set`, each value read as JSON where it is JSON."""
+    from pydantic import ValidationError
+
+    from .optimize import PRESETS, TTOSettings
+
+    if options.preset not in PRESETS:
+        raise TTOMError(f"There is no preset {options.preset!r}; choose one of {', '.join(PRESETS)}.")
+    values: dict[str, Any] = PRESETS[options.preset].model_dump()
+    for change in options.set:
+        name, sign, text = change.partition("=")
+        if not sign or name not in values:
+            known = ", ".join(values)
+            raise TTOMError(f"--set {change!r} names no setting; write NAME=VALUE with one of {known}.")
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text
+    try:
+        return TTOSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise TTOMError(f"Setting {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+
+
+def _tell(layout: Layout) -> None:
+    print(f"layout by {layout.planner}: {', '.join(o.id + ' = ' + o.name for o in layout.objects)}")
+    for sentence in layout.unresolved:
+        print(f"  not understood: {sentence}")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    import numpy as np
+
+    from .pictures import draw_layout, strip
+    from .planner import plan
+
+    layout = plan(options.prompt)
+    if options.out:
+        layout.save(options.out)
+        _tell(layout)
+    else:
+        print(layout.to_json())
+    if options.show:
+        canvas = np.full((21, 64, 64, 3), 245, np.uint8)
+        options.show.parent.mkdir(parents=True, exist_ok=True)
+        strip({"layout": draw_layout(canvas, layout)}).save(options.show)
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from .backbones import load
+    from .generate import Progress, generate
+    from .layout import Layout
+    from .planner import plan
+    from tqdm import tqdm
+
+    settings = _settings(options)
+    layout = Layout.load(options.layout) if options.layout else plan(options.prompt)
+    _tell(layout)
+    backbone = load(options.model)
+    width, height = options.size
+
+    def run(label: str, **tto: Any) -> Generation:
+        with tqdm(desc=label, leave=True) as bar:
+
+            def advance(progress: Progress) -> None:
+                bar.total = progress.total
+                bar.n = progress.done
+                loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
+                bar.set_postfix_str(progress.message + loss)
+
+            return generate(
+                backbone,
+                options.prompt,
+                seed=options.seed,
+                steps=options.steps,
+                guidance_scale=options.guidance,
+                num_frames=options.frames,
+                height=height,
+                width=width,
+                negative_prompt=options.negative,
+                on_progress=advance,
+                **tto,
+            )
+
+    base = None if options.no_base else run("base")
+    composed = run("TTOM", layout=layout, settings=settings, keep_maps=True)
+    _write(options.out, backbone, layout, base, composed)
+    print(f"wrote {options.out}/: " + ", ".join(sorted(p.name for p in options.out.iterdir())))
+
+
+def _write(
+    out: Path, backbone: Backbone, layout: Layout, base: Generation | None, composed: Generation
+) -> None:
+    """The video, the pictures people look at, and a JSON of every setting and seed."""
+    from .pictures import draw_layout, heatmap, loss_curve, save_video, strip
+
+    out.mkdir(parents=True, exist_ok=True)
+    trace = composed.trace
+    assert trace is not None
+    save_video(composed.frames, out / "video.mp4", backbone.fps)
+    save_video(draw_layout(composed.frames, layout), out / "layout.mp4", backbone.fps)
+    rows = {"base": base.frames} if base else {}
+    strip(rows | {"TTOM": composed.frames}).save(out / "before_after.png")
+    if base:
+        save_video(base.frames, out / "base.mp4", backbone.fps)
+    layouts = {"base": draw_layout(base.frames, layout)} if base else {}
+    strip(layouts | {"TTOM": draw_layout(composed.frames, layout)}).save(out / "layout.png")
+    layout.save(out / "layout.json")
+    for phrase in trace.maps_before or {}:
+        name = "attention_" + "_".join(phrase.split())
+        before = heatmap(composed.frames, trace.maps_before[phrase])
+        after = heatmap(composed.frames, trace.maps_after[phrase])
+        strip({"before": before, "after": after}).save(out / f"{name}.png")
+    loss_curve(trace.rows, out / "loss.png")
+    if composed.adapter is not None:
+        composed.adapter.save(out / "adapter.safetensors")
+    record = {
+        **composed.settings,
+        "layout": json.loads(layout.to_json()),
+        "seconds": {"ttom": composed.seconds, "base": base.seconds if base else None},
+        "loss": [list(row) for row in trace.rows],
+    }
+    (out / "settings.json").write_text(json.dumps(record, indent=1))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from .evaluation.evaluate import evaluate, figures, load_prompts, markdown
+    from tqdm import tqdm
+
+    settings = _settings(options)
+    prompts = load_prompts(options.prompts, options.limit)
+    with tqdm(total=len(prompts), desc="evaluate") as bar:
+
+        def advance(done: int, total: int, row: dict[str, Any]) -> None:
+            bar.n = done
+            bar.set_postfix_str(f"{row['base_composition']:.2f} → {row['ttom_composition']:.2f}")
+
+        rows = evaluate(
+            options.model,
+            prompts,
+            settings,
+            options.out / "rows.jsonl",
+            seed=options.seed,
+            steps=options.steps,
+            workers=options.workers,
+            pictures=options.out / "strips" if options.pictures else None,
+            on_row=advance,
+        )
+    table = figures(rows)
+    print(markdown(table))
+    if options.result:
+        # The benchmarks' own writer adds the commit and the machine; outside a clone there is neither.
+        from .evaluation.results import write_result
+
+        write_result(options.result, f"ttom evaluate --seed {options.seed}", options.seed, table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""The whole story in one function: a prompt and its layout become a composed video.
+
+    layout → soft masks → the pipeline's own sampling loop with test-time optimisation → frames
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .adapter import Adapter
+from .backbones.base import Backbone
+from .errors import TTOMError
+from .layout import Layout
+from .masks import soft_masks
+from .optimize import TTO, Trace, TTOSettings
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One tick of the one combined count of optimisation iterations and denoising steps."""
+
+    phase: str  # "optimise" or "denoise"
+    done: int
+    total: int
+    loss: float | None
+    message: str
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Frames uint8 [F, H, W, 3], what was optimised on the way, and everything needed to remake it."""
+
+    frames: np.ndarray
+    adapter: Adapter | None
+    trace: Trace | None
+    settings: dict[str, object]
+    seconds: float
+
+
+def generate(
+    backbone: Backbone,
+    prompt: str,
+    layout: Layout | None = None,
+    settings: TTOSettings | None = None,
+    *,
+    seed: int = 0,
+    steps: int = 20,
+    guidance_scale: float = 4.0,
+    num_frames: int = 21,
+    height: int = 64,
+    width: int = 64,
+    negative_prompt: str = "",
+    adapter: Adapter | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    keep_maps: bool = False,
+) -> Generation:
+    """Sample a clip; with `settings`, optimise an adapter on `layout` during the first steps.
+
+    `settings=None` is the plain base model. `adapter` is where the optimisation starts (from a memory).
+    Raising inside `on_progress` interrupts the run; whatever happens, the model is left as it was found.
+    The same seed gives the same noise with and without optimisation.
+    """
+    if not prompt.strip():
+        raise TTOMError("The prompt is empty; describe what the video should show.")
+    backbone.check_size(num_frames, height, width)
+    if settings is not None and layout is None:
+        raise TTOMError("Test-time optimisation needs a layout; plan one or draw one.")
+    started = time.perf_counter()
+    report = _Reporter(steps, on_progress)
+
+    def sample() -> np.ndarray:
+        video = backbone.sample(
+            prompt,
+            negative_prompt=negative_prompt,
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            generator=torch.Generator("cpu").manual_seed(seed),
+            on_step=report.step,
+        )
+        return video
+
+    tto: TTO | None = None
+    if settings is None:
+        frames = sample()
+    else:
+        assert layout is not None
+        grid = backbone.token_grid_for(num_frames, height, width)
+        masks = soft_masks(layout, grid, settings.mask_kind, settings.softness)
+        tto = TTO(
+            backbone,
+            masks,
+            prompt,
+            settings,
+            steps=steps,
+            adapter=adapter,
+            on_progress=report.iteration,
+            keep_maps=keep_maps,
+        )
+        report.total += tto.planned_iterations
+        with tto:
+            frames = sample()
+    return Generation(
+        frames=frames,
+        adapter=tto.adapter if tto else None,
+        trace=tto.trace if tto else None,
+        settings={
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "seed": seed,
+            "steps": steps,
+            "guidance_scale": guidance_scale,
+            "num_frames": num_frames,
+            "height": height,
+            "width": width,
+            "backbone": backbone.fingerprint,
+            "tto": settings.model_dump(mode="json") if settings else None,
+        },
+        seconds=time.perf_counter() - started,
+    )
+
+
+class _Reporter:
+    """Counts both kinds of work into one total, so that a host shows one bar."""
+
+    def __init__(self, steps: int, callback: Callable[[Progress], None] | None) -> None:
+        self.total, self.done, self.steps, self.step_index = steps, 0, steps, 0
+        self.callback = callback
+
+    def iteration(self, step: int, iteration: int, loss: float | None) -> None:
+        self.done += 1
+        self._send("optimise", loss, f"optimising step {step + 1}, iteration {iteration + 1}")
+
+    def step(self, index: int) -> None:
+        self.done = min(self.done + 1, self.total)
+        self._send("denoise", None, f"denoising step {index + 1} of {self.steps}")
+
+    def _send(self, phase: str, loss: float | None, message: str) -> None:
+        if self.callback is not None:
+            self.callback(Progress(phase, self.done, self.total, loss, message))
