@@ -28,7 +28,7 @@ $(VENV)/dev.stamp: $(VENV)/core.stamp
 	touch $@
 
 demo: $(VENV)/core.stamp
-	$(BIN)/ttom generate "$(PROMPT)" --output "$(OUTPUT)"
+	$(BIN)/ttom generate "$(PROMPT)" --out "$(OUTPUT)"
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q -rs -m "not slow"
@@ -49,7 +49,7 @@ train: $(VENV)/core.stamp
 	$(BIN)/python -m demo.train
 
 evaluate: $(VENV)/core.stamp
-	$(BIN)/ttom evaluate $(if $(WORKERS),--workers $(WORKERS))
+	$(BIN)/ttom evaluate --result benchmarks/results/evaluate.json $(if $(WORKERS),--workers $(WORKERS))
 	$(BIN)/python benchmarks/readme.py
 
 bench: $(VENV)/core.stamp

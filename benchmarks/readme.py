@@ -1,0 +1,128 @@
+"""Fill the README's tables from benchmarks/results/*.json: no figure there is typed by hand.
+
+    python benchmarks/readme.py            # rewrite what stands between the markers
+    python benchmarks/readme.py --check    # change nothing; exit 1 where the README says otherwise
+
+The table between `<!-- figures:NAME -->` and `<!-- /figures:NAME -->` shows results/NAME.json,
+which has the form {command, commit, machine, seed, figures: {name: {value, low, high, n, unit}}};
+the one between `<!-- presets -->` and `<!-- /presets -->` shows the presets that the code holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+Figures = dict[str, dict[str, Any]]
+BLOCK = re.compile(
+    r"(?P<open><!-- (?P<name>figures:\w+|presets) -->\n).*?(?P<close><!-- /(?P=name) -->)",
+    re.DOTALL,
+)
+
+
+def evaluation_table(figures: Figures) -> str:
+    """The table that `ttom evaluate` prints: one row a category, 95 % intervals."""
+    from ttom_core.evaluation.evaluate import markdown
+
+    return markdown(figures)
+
+
+def plain_table(figures: Figures) -> str:
+    """One row a figure, for results that have no table of their own."""
+    lines = ["| figure | value | low – high | n | unit |", "|---|---|---|---|---|"]
+    for name, figure in figures.items():
+        low, high = figure["low"], figure["high"]
+        between = "" if low is None or high is None else f"{_number(low)} – {_number(high)}"
+        cells = [name.replace("_", " "), _number(figure["value"]), between]
+        lines.append("| " + " | ".join([*cells, str(figure["n"]), figure["unit"]]) + " |")
+    return "\n".join(lines)
+
+
+def presets_table() -> str:
+    """One row a setting, one column a preset; settings on which all agree come last."""
+    from ttom_core.optimize import PRESETS
+
+    values = {name: preset.model_dump(mode="json") for name, preset in PRESETS.items()}
+    settings = sorted(
+        next(iter(values.values())),
+        key=lambda setting: len({str(preset[setting]) for preset in values.values()}) == 1,
+    )
+    lines = ["| setting | " + " | ".join(values) + " |", "|---" * (len(values) + 1) + "|"]
+    for setting in settings:
+        cells = [_setting(preset[setting]) for preset in values.values()]
+        lines.append("| " + " | ".join([f"`{setting}`", *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+TABLES: dict[str, Callable[[Figures], str]] = {"evaluate": evaluation_table}
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _setting(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def block(name: str, results: Path) -> str:
+    """What stands between the markers of `name`: its table, and where its figures come from."""
+    if name == "presets":
+        return presets_table()
+    name = name.removeprefix("figures:")
+    path = results / f"{name}.json"
+    if not path.exists():
+        return "*Not measured yet.*\n"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    table = TABLES.get(name, plain_table)(result["figures"])
+    source = f"`{result['command']}` at commit {result['commit'][:10]}, seed {result['seed']}"
+    return f"{table}\n\nMade by {source}, on {result['machine']}.\n"
+
+
+def fill(text: str, results: Path) -> str:
+    """The README's text with every block made anew from `results`."""
+    return BLOCK.sub(lambda m: m["open"] + block(m["name"], results) + m["close"], text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit 1 on a difference"
+    )
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    options = parser.parse_args(arguments)
+    old = options.readme.read_text(encoding="utf-8")
+    new = fill(old, options.results)
+    if old == new:
+        print(f"{options.readme.name} agrees with the results.")
+        return 0
+    if options.check:
+        stale = [
+            a["name"]
+            for a, b in zip(BLOCK.finditer(old), BLOCK.finditer(new), strict=True)
+            if a[0] != b[0]
+        ]
+        print(
+            f"{options.readme.name} differs from the results in {', '.join(stale)}; "
+            "run `make figures`.",
+            file=sys.stderr,
+        )
+        return 1
+    options.readme.write_text(new, encoding="utf-8")
+    print(f"{options.readme.name} rewritten from the results.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
