@@ -31,10 +31,10 @@ demo: $(VENV)/core.stamp
 	$(BIN)/ttom generate "$(PROMPT)" --out "$(OUTPUT)"
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -q -rs -m "not slow"
+	$(BIN)/python -m pytest tests -q -rs -m "not slow"
 
 test-slow: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -q -rs
+	$(BIN)/python -m pytest tests -q -rs
 
 quality: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
