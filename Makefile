@@ -18,6 +18,7 @@ PINS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 # The stamps keep the setup from being repeated; it is done again when the requirements change.
 $(VENV)/core.stamp: pyproject.toml $(CONSTRAINTS)
+	@echo "Setting up $(VENV); this takes a few minutes, once."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) $(PINS) $(TORCH)
 	$(PIP) $(PINS) -e ".[core]"
