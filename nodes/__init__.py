@@ -1,0 +1,20 @@
+"""What an artist sees in ComfyUI. Each node is its schema and one call into `ttom_core`.
+
+The node ids, and the ids and order of their inputs and outputs, stand in people's saved workflows:
+they are never changed, only added to.
+"""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .masks import SoftMask
+from .planning import LayoutPlanner, LayoutPreview
+from .sampling import LoadModel, TTOSampler
+
+
+class TTOMExtension(ComfyExtension):
+    """The pack as ComfyUI knows it."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [LoadModel, LayoutPlanner, LayoutPreview, SoftMask, TTOSampler]

@@ -1,0 +1,79 @@
+"""All the pack asks of ComfyUI itself: folders, progress, blocked outputs, LoRA key names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import folder_paths
+from comfy.utils import ProgressBar
+from comfy_execution.graph_utils import ExecutionBlocker
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..ttom_core.adapter import Adapter
+    from ..ttom_core.generate import Progress
+
+DEMO = "demo"
+_DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "model"
+
+# diffusers' names of a cross-attention's linears, and what ComfyUI calls the same layers of Wan.
+_COMFY_NAMES = {
+    "attn2.to_q": "cross_attn.q",
+    "attn2.to_k": "cross_attn.k",
+    "attn2.to_v": "cross_attn.v",
+    "attn2.to_out.0": "cross_attn.o",
+}
+
+
+def model_folders() -> dict[str, Path]:
+    """The demo model, then every diffusers pipeline in `models/diffusers`, by the name to show."""
+    folders = {DEMO: _DEMO_FOLDER}
+    for root in map(Path, folder_paths.get_folder_paths("diffusers")):
+        for index in sorted(root.glob("**/model_index.json")):
+            folders.setdefault(index.parent.relative_to(root).as_posix(), index.parent)
+    return folders
+
+
+def progress_on(node_id: str | None) -> Callable[[Progress], None]:
+    """A callback that moves the node's one bar and says below it what is being done.
+
+    It raises ComfyUI's interrupt when the user presses cancel.
+    """
+    bar = ProgressBar(1, node_id=node_id)
+
+    def show(progress: Progress) -> None:
+        bar.update_absolute(progress.done, progress.total)
+        if node_id is not None:
+            loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
+            _say(progress.message + loss, node_id)
+
+    return show
+
+
+def _say(text: str, node_id: str) -> None:
+    from server import PromptServer
+
+    PromptServer.instance.send_progress_text(text, node_id)
+
+
+def nothing() -> ExecutionBlocker:
+    """An output that does not exist in this run: the nodes behind it are skipped, silently."""
+    return ExecutionBlocker(None)
+
+
+def lora_model(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """The adapter under ComfyUI's names, for the stock nodes that save or load a LORA_MODEL."""
+    import torch
+
+    lora: dict[str, torch.Tensor] = {}
+    for module, (down, up) in adapter.weights.items():
+        name = f"diffusion_model.{module}"
+        for theirs, ours in _COMFY_NAMES.items():
+            name = name.replace(theirs, ours)
+        lora[f"{name}.lora_A.weight"] = down.detach().cpu().contiguous()
+        lora[f"{name}.lora_B.weight"] = up.detach().cpu().contiguous()
+        lora[f"{name}.alpha"] = torch.tensor(float(adapter.alpha))
+    return lora

@@ -1,0 +1,139 @@
+"""The model, and the video sampled from it with test-time optimisation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from comfy_api.latest import io
+
+from ..ttom_core.backbones import load
+from ..ttom_core.generate import generate
+from ..ttom_core.optimize import PRESETS
+from . import host
+from .types import BackboneSocket, LayoutMasks, MasksSocket, to_image
+
+if TYPE_CHECKING:
+    from ..ttom_core.backbones.base import Backbone
+
+
+class LoadModel(io.ComfyNode):
+    """`ttom_core.backbones.load`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TTOM_LoadModel",
+            display_name="Load Model (TTOM)",
+            category="TTOM",
+            description="Loads a text-to-video pipeline in diffusers' folder format.",
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=list(host.model_folders()),
+                    default=host.DEMO,
+                    tooltip="'demo' comes with the pack; others are read from models/diffusers.",
+                ),
+            ],
+            outputs=[BackboneSocket.Output("backbone", display_name="backbone")],
+        )
+
+    @classmethod
+    def execute(cls, model: str) -> io.NodeOutput:
+        # ComfyUI runs nodes in inference mode; weights made there could never be differentiated.
+        with torch.inference_mode(False):
+            return io.NodeOutput(load(host.model_folders()[model]))
+
+
+class TTOSampler(io.ComfyNode):
+    """`ttom_core.generate.generate`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TTOM_TTOSampler",
+            display_name="TTO Sampler (TTOM)",
+            category="TTOM",
+            description=(
+                "Samples a video and, during the first denoising steps, optimises a small adapter "
+                "until the objects' attention lies where the masks are. Without masks it is the "
+                "plain model."
+            ),
+            inputs=[
+                BackboneSocket.Input("backbone"),
+                MasksSocket.Input(
+                    "masks", optional=True, tooltip="Leave open for the plain model's video."
+                ),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    default="",
+                    tooltip="What the layout was planned from: it must name the layout's objects.",
+                ),
+                io.String.Input("negative_prompt", multiline=True, default=""),
+                io.Combo.Input(
+                    "preset",
+                    options=list(PRESETS),
+                    default="demo",
+                    tooltip="The settings of the optimisation: tuned for the demo model, as the "
+                    "paper states them, or as the authors' code has them.",
+                ),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True
+                ),
+                io.Int.Input("steps", default=20, min=1, max=1000),
+                io.Float.Input("guidance_scale", default=4.0, min=0.0, max=100.0, step=0.1),
+                io.Int.Input("num_frames", default=21, min=1, max=1024, step=4),
+                io.Int.Input("width", default=64, min=16, max=4096, step=8),
+                io.Int.Input("height", default=64, min=16, max=4096, step=8),
+            ],
+            outputs=[
+                io.Image.Output("images", display_name="images"),
+                io.Float.Output("fps", display_name="fps", tooltip="The model's frame rate."),
+                io.LoraModel.Output(
+                    "lora", display_name="lora", tooltip="The adapter that was optimised."
+                ),
+                io.LossMap.Output(
+                    "loss", display_name="loss", tooltip="The loss of every iteration."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        backbone: Backbone,
+        prompt: str,
+        negative_prompt: str,
+        preset: str,
+        seed: int,
+        steps: int,
+        guidance_scale: float,
+        num_frames: int,
+        width: int,
+        height: int,
+        masks: LayoutMasks | None = None,
+    ) -> io.NodeOutput:
+        settings = None
+        if masks is not None:
+            choice = {"mask_kind": masks.kind, "softness": masks.softness}
+            settings = PRESETS[preset].model_copy(update=choice)
+        with torch.inference_mode(False):
+            made = generate(
+                backbone,
+                prompt,
+                masks.layout if masks is not None else None,
+                settings,
+                seed=seed,
+                steps=steps,
+                guidance_scale=guidance_scale,
+                num_frames=num_frames,
+                height=height,
+                width=width,
+                negative_prompt=negative_prompt,
+                on_progress=host.progress_on(cls.hidden.unique_id),
+            )
+        lora = host.lora_model(made.adapter) if made.adapter else host.nothing()
+        loss = {"loss": [row.loss for row in made.trace.rows]} if made.trace else host.nothing()
+        return io.NodeOutput(to_image(made.frames), float(backbone.fps), lora, loss)

@@ -1,0 +1,41 @@
+"""The sockets between our nodes: a type of our own only where ComfyUI has none.
+
+Frames, masks, adapters and losses travel as the stock IMAGE, MASK, LORA_MODEL and LOSS_MAP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from comfy_api.latest import io
+
+from ..ttom_core.layout import Layout
+
+BackboneSocket = io.Custom("TTOM_BACKBONE")
+LayoutSocket = io.Custom("TTOM_LAYOUT")
+MasksSocket = io.Custom("TTOM_MASKS")
+
+
+@dataclass(frozen=True)
+class LayoutMasks:
+    """What travels on TTOM_MASKS: a layout and how its boxes are softened.
+
+    Resolution-free, so that the masks fit whatever size the sampler is set to: the core draws them
+    on the token grid of the video it makes.
+    """
+
+    layout: Layout
+    kind: str
+    softness: float
+
+
+def to_image(frames: np.ndarray) -> torch.Tensor:
+    """uint8 [F, H, W, 3] to ComfyUI's IMAGE, float [F, H, W, 3] in 0–1."""
+    return torch.from_numpy(np.ascontiguousarray(frames)).float() / 255
+
+
+def to_frames(image: torch.Tensor) -> np.ndarray:
+    """ComfyUI's IMAGE to uint8 [F, H, W, 3]; an alpha channel is dropped."""
+    return (image[..., :3].clamp(0, 1) * 255).round().to("cpu", torch.uint8).numpy()
