@@ -29,7 +29,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from .scenes import FRAMES, SIZE, Scene, SceneSampler
+from .card import write_card
+from .muon import Muon
+from .scenes import FPS, FRAMES, SIZE, Scene, SceneSampler
 
 TEXT_LENGTH = 64
 SHIFT = 3.0
@@ -124,18 +126,18 @@ class Curve:
             self.sum = 0.0
 
 
-def warm_cosine(iteration: int, total: int, warm: int = 50, floor: float = 0.03) -> float:
-    """Learning-rate factor: linear warm-up, then cosine to a floor."""
-    if iteration < warm:
-        return (iteration + 1) / warm
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (iteration - warm) / (total - warm)))
+def cosine(part: float, warm: float = 0.04, floor: float = 0.03) -> float:
+    """Learning-rate factor at this part of the run (0…1): linear warm-up, then cosine to a floor."""
+    if part < warm:
+        return (part + 1e-3) / warm
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (part - warm) / (1 - warm)))
 
 
 def stage_at(stages: list[tuple], iteration: int) -> tuple:
-    """The settings (all but the last item) of the stage in which this iteration lies."""
+    """The stage's settings (all but its last item), and where in the stage this iteration lies, 0…1."""
     for *settings, iterations in stages:
         if iteration < iterations:
-            return tuple(settings)
+            return (*settings, iteration / iterations)
         iteration -= iterations
     raise IndexError("iteration past the last stage")
 
@@ -165,14 +167,14 @@ def train_vae(
     curve = Curve(work / "vae.jsonl")
     vae.train()
     for iteration in tqdm(range(done, total), initial=done, total=total, desc="VAE"):
-        frames, batch = stage_at(stages, iteration)
+        frames, batch, part = stage_at(stages, iteration)
         sampler = SceneSampler(seed * 1_000_003 + iteration)
         first = int(sampler.rng.integers(0, FRAMES - frames + 1))
         video = clips([sampler.sample() for _ in range(batch)], first, frames).to(device)
         background = video.flatten(2).median(-1).values[:, :, None, None, None]
         weight = 1 + 4 * ((video - background).abs().amax(1, keepdim=True) > 0.05)
         for group in optimiser.param_groups:
-            group["lr"] = 1e-3 * warm_cosine(iteration, total)
+            group["lr"] = 1e-3 * cosine(part)
         generator = torch.Generator(device).manual_seed(iteration)
         latents = vae.encode(video).latent_dist.mode()
         noise = torch.randn(latents.shape, generator=generator, device=device)
@@ -226,7 +228,7 @@ def train_denoiser(
     for name, parameter in modules.named_parameters():
         (hidden if "blocks" in name and parameter.ndim == 2 else rest).append(parameter)
     optimisers = [
-        torch.optim.Muon(hidden, lr=3e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        Muon(hidden, lr=2e-3),
         torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     base = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
@@ -246,8 +248,8 @@ def train_denoiser(
     curve = Curve(work / "denoiser.jsonl")
     bar = tqdm(total=total, initial=done, desc="denoiser")
     for iteration in range(done, total):
-        scenes, batch = stage_at(stages, iteration)
-        factor = warm_cosine(iteration, total, warm=100)
+        scenes, batch, _ = stage_at(stages, iteration)
+        factor = cosine(iteration / total)
         groups = [group for optimiser in optimisers for group in optimiser.param_groups]
         for group, lr in zip(groups, base):
             group["lr"] = lr * factor
@@ -329,6 +331,23 @@ def main() -> None:
             train_denoiser(pipe, work, lessons, device, options.seed, options.compile)
     assert pipe.vae.config.z_dim == 16 and SIZE % 8 == 0
     pipe.to("cpu", torch.bfloat16).save_pretrained(options.out)
+    clip = {"num_frames": FRAMES, "height": SIZE, "width": SIZE, "fps": FPS, "steps": 20, "guidance_scale": 4.0}
+    (options.out / "clip.json").write_text(json.dumps(clip, indent=1) + "\n")
+    if not options.untrained:
+        seen = {
+            "vae": f"{8 * options.vae_image_iterations} frames, then {options.vae_clip_iterations} 9-frame clips",
+            "denoiser": f"{64 * options.image_iterations} frames, then {16 * options.clip_iterations} clips",
+        }
+        facts = {
+            "seen": seen,
+            "text": TEXT_LENGTH,
+            "command": "python -m demo.train",
+            "seed": options.seed,
+            "torch": torch.__version__,
+            "machine": torch.cuda.get_device_name() if options.device == "cuda" else
+            f"{torch.get_num_threads()} CPU threads",
+        }
+        write_card(options.out.parent, pipe, options.work, facts)
     print(f"wrote {options.out}")
 
 

@@ -92,7 +92,7 @@ def generate(
         frames = sample()
     else:
         assert layout is not None
-        grid = backbone.token_grid_for(num_frames, height, width)
+        grid = backbone.token_grid(num_frames, height, width)
         masks = soft_masks(layout, grid, settings.mask_kind, settings.softness)
         tto = TTO(
             backbone,

@@ -1,0 +1,167 @@
+"""Low-rank adapters: values that are saved and fused, and forward hooks that apply them.
+
+An adapter's parameters live outside the module tree and act through forward hooks, so the base model is
+never edited, a user's own LoRAs stay as they are, and detaching leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .errors import TTOMError
+
+VERSION = 1
+
+
+class AdapterError(TTOMError):
+    """An adapter file or its fit to a model is wrong."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA weights by module name: A [rank, in] and B [out, rank], fp32; ΔW = alpha/rank · B·A."""
+
+    weights: Mapping[str, tuple[Tensor, Tensor]] = field(repr=False)
+    rank: int
+    alpha: float
+    fingerprint: str
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank
+
+    def save(self, path: Path) -> None:
+        """Write safetensors with peft's key names; alpha, rank and fingerprint go into the metadata."""
+        from safetensors.torch import save_file
+
+        tensors = {}
+        for name, (a, b) in self.weights.items():
+            tensors[f"transformer.{name}.lora_A.weight"] = a.contiguous()
+            tensors[f"transformer.{name}.lora_B.weight"] = b.contiguous()
+        facts = {"version": VERSION, "rank": self.rank, "alpha": self.alpha, "fingerprint": self.fingerprint}
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        save_file(tensors, part, metadata={"format": "pt", "ttom": json.dumps(facts)})
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Adapter:
+        """Read what `save` wrote; AdapterError for any other file."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "pt") as file:
+                facts = json.loads((file.metadata() or {})["ttom"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            version, rank, alpha = int(facts["version"]), int(facts["rank"]), float(facts["alpha"])
+            fingerprint = str(facts["fingerprint"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise AdapterError(f"{path} is not an adapter saved by TTOM; choose another file.") from error
+        if version != VERSION:
+            raise AdapterError(f"{path} has adapter version {version}; this TTOM reads version {VERSION}.")
+        weights = {}
+        for key, a in tensors.items():
+            if not key.endswith(".lora_A.weight"):
+                continue
+            name = key.removeprefix("transformer.").removesuffix(".lora_A.weight")
+            b = tensors.get(key.replace("lora_A", "lora_B"))
+            if b is None or a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
+                raise AdapterError(f"{path} has no fitting lora_A and lora_B of rank {rank} for {name}.")
+            weights[name] = (a.float(), b.float())
+        if 2 * len(weights) != len(tensors):
+            raise AdapterError(f"{path} holds tensors that are no part of an adapter; choose another file.")
+        return cls(weights, rank, alpha, fingerprint)
+
+
+def init_adapter(
+    modules: Mapping[str, nn.Linear], rank: int, alpha: float, seed: int, fingerprint: str
+) -> Adapter:
+    """A fresh adapter: A uniform as peft draws it, from its own generator; B zero, so ΔW = 0.
+
+    One fixed seed per (model, rank) makes adapters of different prompts fuse well.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    weights = {}
+    for name in sorted(modules):
+        module = modules[name]
+        bound = module.in_features**-0.5
+        a = torch.empty(rank, module.in_features).uniform_(-bound, bound, generator=generator)
+        weights[name] = (a, torch.zeros(module.out_features, rank))
+    return Adapter(weights, rank, float(alpha), fingerprint)
+
+
+class AttachedAdapter:
+    """An adapter at work on a model; `scale` turns it down or off, 0 being exactly the base model."""
+
+    def __init__(self, adapter: Adapter, devices: Mapping[str, torch.device]) -> None:
+        self.adapter, self.scale = adapter, 1.0
+        self.pairs = {
+            name: tuple(
+                # Cloned outside inference mode: an inference tensor could not take a gradient.
+                nn.Parameter(x.detach().to(devices[name], torch.float32, copy=True))
+                for x in pair
+            )
+            for name, pair in adapter.weights.items()
+        }
+
+    def parameters(self) -> list[nn.Parameter]:
+        """A and B of every module."""
+        return [parameter for pair in self.pairs.values() for parameter in pair]
+
+    def snapshot(self) -> Adapter:
+        """The adapter as it now is, on the CPU."""
+        weights = {
+            name: (a.detach().cpu().clone(), b.detach().cpu().clone()) for name, (a, b) in self.pairs.items()
+        }
+        return Adapter(weights, self.adapter.rank, self.adapter.alpha, self.adapter.fingerprint)
+
+    def _hook(self, name: str):
+        a, b = self.pairs[name]
+
+        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            if self.scale == 0:
+                return None
+            x = inputs[0]
+            factor = self.adapter.scaling * self.scale
+            low = nn.functional.linear(x, a.to(x.dtype))
+            return output + nn.functional.linear(low * factor, b.to(x.dtype))
+
+        return add
+
+
+@contextmanager
+def attach(transformer: nn.Module, adapter: Adapter) -> Iterator[AttachedAdapter]:
+    """Let an adapter act on a transformer for the length of a `with` block.
+
+    AdapterError if a module is missing or of another size. The hooks are gone afterwards, come what may.
+    """
+    modules = dict(transformer.named_modules())
+    for name, (a, b) in adapter.weights.items():
+        linear = modules.get(name)
+        if linear is None:
+            raise AdapterError(f"The adapter needs a layer {name!r} that this model does not have.")
+        shape = (linear.weight.shape[0], linear.weight.shape[1])
+        if (b.shape[0], a.shape[1]) != shape:
+            raise AdapterError(
+                f"The adapter is for {name} of {b.shape[0]}×{a.shape[1]}, the model's is "
+                f"{shape[0]}×{shape[1]}; use the model it was made with."
+            )
+    with torch.inference_mode(False):
+        devices = {name: modules[name].weight.device for name in adapter.weights}
+        attached = AttachedAdapter(adapter, devices)
+    handles = []
+    try:
+        for name in adapter.weights:
+            handles.append(modules[name].register_forward_hook(attached._hook(name)))
+        yield attached
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,127 @@
+"""Cross-attention maps of chosen phrases, without ever holding [heads, queries, keys].
+
+The map of a phrase is softmax(QKᵀ/√d) summed over the phrase's key columns: attention whose values are
+the phrase's 0/1 indicator. One fused attention call gives all phrases, normalised over all keys, with
+gradients to Q and K (TTOM 3.2; the identity is `attention(Q, K, M) = softmax(QKᵀ/√d)·M`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .errors import TTOMError
+
+PhraseTokens = Sequence[Sequence[int]]
+
+
+def phrase_maps(query: Tensor, key: Tensor, tokens: PhraseTokens) -> Tensor:
+    """Attention from every query to each phrase, mean over heads and the phrase's tokens: [B, N, S].
+
+    query [B, heads, S, d] and key [B, heads, K, d]; tokens are key positions per phrase.
+    """
+    batch, heads, keys, width = key.shape
+    if len(tokens) > width:
+        raise TTOMError(f"At most {width} phrases fit into one attention call, not {len(tokens)}.")
+    # As wide as a head: the fused kernels want values of the keys' width and fall back otherwise.
+    indicator = key.new_zeros(keys, width)
+    for column, positions in enumerate(tokens):
+        indicator[list(positions), column] = 1
+    values = indicator.expand(batch, heads, keys, width)
+    attended = F.scaled_dot_product_attention(query, key, values)[..., : len(tokens)]
+    counts = torch.tensor([len(positions) for positions in tokens], device=key.device)
+    return (attended.float() if attended.dtype != torch.float64 else attended).mean(1).transpose(
+        1, 2
+    ) / counts.view(1, -1, 1)
+
+
+class EarlyExit(Exception):
+    """Leaves a forward pass once everything wanted of it is known; never seen outside the core."""
+
+
+@dataclass
+class PrefixCache:
+    """The inputs of the first adapted block, the same for all iterations of one denoising step.
+
+    Valid for one (latents, timestep, conditioning); make a new one for every step.
+    """
+
+    first_block: int
+    state: tuple[object, ...] | None = None
+
+
+@dataclass
+class MapProbe:
+    """Collects the maps of some layers while their blocks run.
+
+    `tap(layer, query, key)` takes projections as [B, tokens, heads·d].
+    """
+
+    layers: Sequence[int]
+    tokens: PhraseTokens
+    heads: int
+    grid: tuple[int, int, int]
+    exit_early: bool = True
+    maps: dict[int, Tensor] = field(default_factory=dict)
+
+    def tap(self, layer: int, query: Tensor, key: Tensor) -> None:
+        q, k = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (query, key))
+        maps = phrase_maps(q, k, self.tokens)
+        if layer in self.maps:
+            return  # checkpointing runs the block again in backward; the first map is in the graph
+        self.maps[layer] = maps[0].unflatten(1, self.grid)
+        if self.exit_early and len(self.maps) == len(self.layers):
+            raise EarlyExit
+
+
+@contextmanager
+def tapped(
+    probe: MapProbe, projections: Mapping[int, tuple[nn.Module, nn.Module]]
+) -> Iterator[MapProbe]:
+    """Let a probe see the outputs of these layers' query and key modules; hooks leave with the block."""
+    handles = []
+    held: dict[int, Tensor] = {}
+
+    def on_query(layer: int) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+            held[layer] = output
+
+        return hook
+
+    def on_key(layer: int) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+            probe.tap(layer, held.pop(layer), output)
+
+        return hook
+
+    try:
+        for layer, (query, key) in projections.items():
+            handles.append(query.register_forward_hook(on_query(layer)))
+            handles.append(key.register_forward_hook(on_key(layer)))
+        yield probe
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def stop_before(module: nn.Module) -> Iterator[list[tuple[object, ...]]]:
+    """Leave the forward pass before this module runs; the yielded list then holds its arguments."""
+    seen: list[tuple[object, ...]] = []
+
+    def leave(module: nn.Module, args: tuple[object, ...]) -> None:
+        seen.append(args)
+        raise EarlyExit
+
+    handle = module.register_forward_pre_hook(leave)
+    try:
+        yield seen
+    except EarlyExit:
+        pass
+    finally:
+        handle.remove()

@@ -1,0 +1,71 @@
+"""What a model family must answer; all that the optimisation ever sees of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..attention import PhraseTokens, PrefixCache
+
+
+class Backbone(Protocol):
+    """A text-to-video model behind its own host's sampling loop."""
+
+    transformer: nn.Module
+    fingerprint: str
+    num_layers: int
+    fps: int
+    max_text_tokens: int
+
+    def check_size(self, num_frames: int, height: int, width: int) -> None:
+        """TTOMError when a clip of this size does not fit the VAE and the patches."""
+
+    def token_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """The video tokens (τ, h, w) of a clip of pixel size (frames, height, width)."""
+
+    def phrase_tokens(self, prompt: str, phrases: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """Key positions of each phrase; TTOMError when absent or past the token limit."""
+
+    def adapter_modules(self, layers: Sequence[int], scope: str) -> dict[str, nn.Linear]:
+        """The linear layers an adapter may sit on when the loss is taken at these layers."""
+
+    def sigmas(self, steps: int) -> list[float]:
+        """The noise level (0…1) of each of this many denoising steps."""
+
+    def sigma_of(self, timestep: Tensor) -> float:
+        """The noise level of a timestep that the running sampling loop passed."""
+
+    def conditional_rows(self, prompt: str, conditioning: Tensor) -> list[int]:
+        """The batch rows of a denoiser call that carry this prompt; none in an unconditional call."""
+
+    def maps(
+        self,
+        call: dict[str, Any],
+        rows: Sequence[int],
+        tokens: PhraseTokens,
+        layers: Sequence[int],
+        *,
+        prefix: PrefixCache | None = None,
+        early_exit: bool = True,
+        checkpointing: bool = False,
+    ) -> dict[int, Tensor]:
+        """Maps [N, τ, h, w] by layer for one denoiser call (its keyword arguments), with gradients."""
+
+    def sample(
+        self,
+        prompt: str,
+        *,
+        negative_prompt: str,
+        num_frames: int,
+        height: int,
+        width: int,
+        steps: int,
+        guidance_scale: float,
+        generator: torch.Generator,
+        on_step: Callable[[int], None],
+    ) -> np.ndarray:
+        """Run the host's own sampling loop; frames uint8 [F, H, W, 3]."""

@@ -1,0 +1,297 @@
+"""Test-time optimisation: during the first denoising steps a small adapter learns the layout (TTOM 3.2).
+
+The sampling loop stays the host's own. `TTO` hooks the denoiser's call of a step; before the conditional
+call it optimises the adapter on exactly that call's latents, timestep and conditioning, then lets the
+call run with the adapter in place.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from .adapter import Adapter, AttachedAdapter, attach, init_adapter
+from .attention import PrefixCache
+from .backbones.base import Backbone
+from .errors import TTOMError
+from .masks import SoftMasks
+from .objectives import alignment_loss
+
+SHORT = 3  # fewer optimised steps than this gets a warning: the layout forms in the first few
+
+
+class TTOSettings(BaseModel):
+    """Every setting of the optimisation; presets are values of this and nothing else."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: tuple[int, ...] = Field(min_length=1, description="loss layers, counted from 0")
+    rank: int = Field(32, ge=1, le=512)
+    alpha: float = Field(32.0, gt=0, description="LoRA scale is alpha/rank")
+    learning_rate: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    iterations: int = Field(8, ge=0, description="per optimised step; 0 is the base model")
+    sigma_start: float = Field(1.0, ge=0, le=1, description="optimise steps at noise levels from here…")
+    sigma_end: float = Field(0.9, ge=0, le=1, description="…down to here")
+    adapter_until_sigma: float = Field(0.0, ge=0, le=1, description="adapter off below this noise level")
+    stop_loss: float | None = Field(None, description="end a step's iterations below this loss")
+    objective: Literal["jsd", "bce", "center_of_mass"] = "jsd"
+    normalize_over: Literal["frame", "volume"] = "frame"
+    mask_kind: Literal["gaussian", "blurred_box", "hard_box"] = "gaussian"
+    softness: float = Field(0.25, gt=0, description="Gaussian σ as a share of the box side")
+    scope: Literal["reachable", "selected"] = "reachable"
+    lora_seed: int = 0
+    prefix_cache: bool = True
+    early_exit: bool = True
+    checkpointing: bool = False
+
+
+def sigma_of_step(step: int, steps: int, shift: float) -> float:
+    """Noise level at a step of a flow-matching schedule with this shift.
+
+    The paper's "first 5 of 50 steps" is a range of noise levels; copied as a count it would be another
+    range on any other schedule.
+    """
+    u = 1 - step / steps
+    return shift * u / (1 + (shift - 1) * u)
+
+
+# Wan2.1 at 480p samples with shift 3; the fifth of 50 steps has index 4.
+_FIFTH_OF_50 = round(sigma_of_step(4, 50, 3.0), 4)
+
+PRESETS: dict[str, TTOSettings] = {
+    "paper": TTOSettings(layers=(3,), learning_rate=1e-4, sigma_end=_FIFTH_OF_50),
+    "released": TTOSettings(
+        layers=(3,),
+        learning_rate=1e-3,
+        sigma_end=_FIFTH_OF_50,
+        adapter_until_sigma=_FIFTH_OF_50,
+        stop_loss=0.03,
+    ),
+    "demo": TTOSettings(
+        layers=(1, 2, 3, 4),
+        rank=8,
+        alpha=8.0,
+        learning_rate=2e-3,
+        sigma_end=0.79,
+        adapter_until_sigma=0.79,
+        stop_loss=0.03,
+        normalize_over="volume",
+    ),
+}
+
+
+class TraceRow(NamedTuple):
+    """One iteration: which step, at which noise level, and the loss before its update."""
+
+    step: int
+    sigma: float
+    iteration: int
+    loss: float
+
+
+class Trace:
+    """What happened: a row an iteration and, on request, the phrases' maps [τ, h, w] before and after."""
+
+    def __init__(self) -> None:
+        self.rows: list[TraceRow] = []
+        self.maps_before: dict[str, np.ndarray] | None = None
+        self.maps_after: dict[str, np.ndarray] | None = None
+
+    @property
+    def first_loss(self) -> float | None:
+        return self.rows[0].loss if self.rows else None
+
+    @property
+    def last_loss(self) -> float | None:
+        return self.rows[-1].loss if self.rows else None
+
+
+class TTO:
+    """Optimise while a pipeline samples: `with TTO(...) as tto: pipeline(...)`, once.
+
+    On leaving the block, by whatever road, the model is as it was: no hooks, no adapter, every
+    `requires_grad` flag back. No random number is drawn from any global generator.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        masks: SoftMasks,
+        prompt: str,
+        settings: TTOSettings,
+        *,
+        steps: int,
+        adapter: Adapter | None = None,
+        on_progress: Callable[[int, int, float | None], None] | None = None,
+        keep_maps: bool = False,
+    ) -> None:
+        for layer in settings.layers:
+            if not 0 <= layer < backbone.num_layers:
+                raise TTOMError(
+                    f"Layer {layer} does not exist; this model has layers 0 to {backbone.num_layers - 1}."
+                )
+        if adapter is not None and adapter.fingerprint != backbone.fingerprint:
+            raise TTOMError(
+                f"The adapter was made with {adapter.fingerprint}, this model is "
+                f"{backbone.fingerprint}; use the model it was made with."
+            )
+        self.backbone, self.masks, self.prompt, self.settings = backbone, masks, prompt, settings
+        self.on_progress, self.keep_maps, self.trace = on_progress, keep_maps, Trace()
+        self.tokens = list(backbone.phrase_tokens(prompt, masks.phrases).values())
+        self.optimised_steps = self._plan(backbone.sigmas(steps))
+        modules = backbone.adapter_modules(settings.layers, settings.scope)
+        self.initial = adapter or init_adapter(
+            modules, settings.rank, settings.alpha, settings.lora_seed, backbone.fingerprint
+        )
+        self._first_block = min(int(_block_of(name)) for name in self.initial.weights)
+        self._stack = ExitStack()
+        self._attached: AttachedAdapter | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._snapshot: Adapter | None = None
+        self._last_timestep: float | None = None
+        self._step = -1
+
+    @property
+    def planned_iterations(self) -> int:
+        """The most iterations that this run can take; early stops make it fewer."""
+        return self.optimised_steps * self.settings.iterations
+
+    @property
+    def adapter(self) -> Adapter:
+        """The adapter as optimised so far, on the CPU."""
+        if self._attached is not None:
+            return self._attached.snapshot()
+        return self._snapshot or self.initial
+
+    def _plan(self, sigmas: list[float]) -> int:
+        low, high = self.settings.sigma_end, self.settings.sigma_start
+        count = sum(self._wanted(sigma) for sigma in sigmas)
+        if self.settings.iterations and count == 0:
+            raise TTOMError(
+                f"None of the {len(sigmas)} denoising steps has a noise level between {low} and {high}, so "
+                "there is nothing to optimise in; use more steps or lower sigma_end."
+            )
+        if self.settings.iterations and count < SHORT:
+            warnings.warn(
+                f"Only {count} of {len(sigmas)} denoising steps lie in the noise levels {low} to {high}; the "
+                "layout will be followed less closely than with a longer schedule.",
+                stacklevel=3,
+            )
+        return count
+
+    def _wanted(self, sigma: float) -> bool:
+        # A hair of slack: schedulers store sigmas in fp32.
+        return self.settings.sigma_end - 1e-4 <= sigma <= self.settings.sigma_start + 1e-4
+
+    # In and out -----------------------------------------------------------------------------------
+
+    def __enter__(self) -> TTO:
+        transformer = self.backbone.transformer
+        with ExitStack() as stack:
+            frozen = [p for p in transformer.parameters() if p.requires_grad]
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+            stack.callback(lambda: [p.requires_grad_(True) for p in frozen])
+            self._attached = stack.enter_context(attach(transformer, self.initial))
+            hook = transformer.register_forward_pre_hook(self._before_call, with_kwargs=True)
+            stack.callback(hook.remove)
+            self._optimizer = torch.optim.AdamW(
+                self._attached.parameters(),
+                lr=self.settings.learning_rate,
+                weight_decay=self.settings.weight_decay,
+            )
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._attached is not None:
+            self._snapshot = self._attached.snapshot()
+        self._attached = self._optimizer = None
+        self._stack.close()
+
+    # The denoiser's call --------------------------------------------------------------------------
+
+    def _before_call(self, module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> None:
+        assert self._attached is not None
+        sigma = self.backbone.sigma_of(call["timestep"])
+        if sigma != self._last_timestep:
+            self._step, self._last_timestep = self._step + 1, sigma
+        rows = self.backbone.conditional_rows(self.prompt, call["encoder_hidden_states"])
+        # An untouched adapter adds exactly nothing: skip even the sum of zeros.
+        used = bool(self.trace.rows) or any(b.any() for _, b in self.initial.weights.values())
+        self._attached.scale = float(sigma >= self.settings.adapter_until_sigma - 1e-4 and used)
+        if rows and self.settings.iterations and self._wanted(sigma):
+            if len(rows) > 1:
+                raise TTOMError(f"TTOM optimises one video at a time, not {len(rows)}.")
+            self._attached.scale = 1.0
+            # Hosts sample under no_grad or inference_mode; both end here, for these lines only.
+            with torch.inference_mode(False), torch.enable_grad():
+                tensors = {k: v.clone() if isinstance(v, Tensor) else v for k, v in call.items()}
+                self._optimise(tensors, rows, sigma)
+            self._attached.scale = float(sigma >= self.settings.adapter_until_sigma - 1e-4)
+
+    def _optimise(self, call: dict[str, Any], rows: list[int], sigma: float) -> None:
+        """All iterations of one denoising step."""
+        assert self._attached is not None and self._optimizer is not None
+        settings = self.settings
+        prefix = PrefixCache(self._first_block) if settings.prefix_cache else None
+        masks = self.masks.values.to(call["hidden_states"].device)
+        parameters = self._attached.parameters()
+
+        def maps() -> dict[int, Tensor]:
+            return self.backbone.maps(
+                call,
+                rows,
+                self.tokens,
+                settings.layers,
+                prefix=prefix,
+                early_exit=settings.early_exit,
+                checkpointing=settings.checkpointing,
+            )
+
+        for iteration in range(settings.iterations):
+            layers = maps()
+            loss = alignment_loss(layers, masks, settings.objective, settings.normalize_over)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise TTOMError(
+                    f"The alignment loss became {value} at step {self._step + 1}, iteration "
+                    f"{iteration + 1}; the run was stopped and the model restored: lower the learning rate."
+                )
+            if self.keep_maps and self.trace.maps_before is None:
+                self.trace.maps_before = self._mean_maps(layers)
+            self.trace.rows.append(TraceRow(self._step, sigma, iteration, value))
+            if settings.stop_loss is not None and value < settings.stop_loss:
+                break
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            if all(gradient is None for gradient in gradients):
+                raise TTOMError(
+                    "No adapter parameter received a gradient, so the optimisation would do nothing; "
+                    "turn off offloading or attention backends that have no backward pass."
+                )
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            self._optimizer.step()
+            if self.on_progress is not None:
+                self.on_progress(self._step, iteration, value)
+        if self.keep_maps:
+            with torch.no_grad():
+                self.trace.maps_after = self._mean_maps(maps())
+
+    def _mean_maps(self, layers: dict[int, Tensor]) -> dict[str, np.ndarray]:
+        mean = torch.stack(list(layers.values())).mean(0).detach().float().cpu().numpy()
+        return dict(zip(self.masks.phrases, mean, strict=True))
+
+
+def _block_of(module_name: str) -> str:
+    """The block number in a module's dotted name."""
+    return next(part for part in module_name.split(".") if part.isdigit())
