@@ -1,0 +1,80 @@
+// An artist at the real frontend, played by headless Chromium: opens a workflow, runs it, cancels it
+// in mid-optimisation, runs it again and looks at the video. Prints what was seen as one line of JSON.
+//
+//   node frontend.mjs PLAYWRIGHT_CORE CHROMIUM URL WORKFLOW SCREENSHOT
+import { createRequire } from "node:module";
+import { readFileSync } from "node:fs";
+
+const [library, executablePath, url, workflow, screenshot] = process.argv.slice(2);
+const { chromium } = createRequire(import.meta.url)(library);
+const graph = JSON.parse(readFileSync(workflow, "utf8"));
+const types = [...new Set(graph.nodes.map((node) => node.type))];
+const seen = {};
+
+const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
+try {
+  const page = await browser.newPage({ viewport: { width: 1900, height: 900 } });
+  await page.goto(url);
+  await page.waitForFunction(() => window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler, null, { timeout: 120_000 });
+
+  await page.evaluate((graph) => window.app.loadGraphData(graph), graph);
+  await page.waitForTimeout(1500);
+  seen.missing = await page.evaluate((types) => types.filter((t) => !window.LiteGraph.registered_node_types[t]), types);
+  seen.dialogs = await page.locator('[role="dialog"]:visible').allInnerTexts();
+  seen.nodes = await page.evaluate(() => window.app.graph._nodes.map((node) => node.type));
+
+  // Runs the graph; cancels when the bar of the sampler reaches a value.
+  const run = (cancelAt) => page.evaluate(async (cancelAt) => {
+    const { app } = window;
+    const result = { bar: [], texts: [] };
+    const listening = [];
+    const listen = (kind, act) => {
+      const handler = ({ detail }) => act(detail);
+      listening.push(() => app.api.removeEventListener(kind, handler));
+      app.api.addEventListener(kind, handler);
+    };
+    const ended = new Promise((resolve) => {
+      listen("progress", ({ node, value, max }) => {
+        if (app.graph.getNodeById(node)?.type !== "TTOM_TTOSampler") return;
+        result.bar.push([value, max]);
+        if (value === cancelAt) app.api.interrupt();
+      });
+      listen("progress_text", ({ text }) => result.texts.push(text));
+      for (const end of ["execution_success", "execution_interrupted", "execution_error"]) {
+        listen(end, (detail) => resolve([end, detail]));
+      }
+    });
+    await app.queuePrompt(0, 1);
+    const [end, detail] = await ended;
+    for (const stop of listening) stop();
+    return { ...result, end, message: detail?.exception_message ?? "" };
+  }, cancelAt);
+
+  seen.cancelled = await run(3);
+  seen.whole = await run(-1);
+
+  await page.evaluate(() => window.app.canvas.draw(true, true));
+  const video = page.locator("video").first();
+  await video.waitFor({ state: "visible", timeout: 30_000 });
+  await video.evaluate((v) => new Promise((resolve, reject) => {
+    if (v.readyState >= 2) resolve();
+    v.addEventListener("loadeddata", resolve);
+    v.addEventListener("error", () => reject(v.error?.message ?? "the video does not load"));
+  }));
+  seen.video = await video.evaluate((v) => {
+    v.pause();
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [v.videoWidth, v.videoHeight];
+    const pen = canvas.getContext("2d");
+    pen.drawImage(v, 0, 0);
+    const pixels = pen.getImageData(0, 0, canvas.width, canvas.height).data;
+    return { width: v.videoWidth, height: v.videoHeight, seconds: v.duration, colours: new Set(pixels).size };
+  });
+  seen.outputs = await page.evaluate(() => Object.fromEntries(
+    Object.entries(window.app.nodeOutputs).map(([id, out]) => [window.app.graph.getNodeById(id)?.type, out])));
+  await page.waitForTimeout(1500);
+  await page.screenshot({ path: screenshot });
+} finally {
+  await browser.close();
+}
+console.log(JSON.stringify(seen));

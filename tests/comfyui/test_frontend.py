@@ -1,0 +1,65 @@
+"""Every shipped workflow in the real frontend, driven through headless Chromium by frontend.mjs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(1200)]
+
+HERE = Path(__file__).resolve().parent
+WORKFLOWS = sorted((HERE.parents[1] / "workflows").glob("*.json"))
+CANCELLED_AT = 3  # the value of the bar at which frontend.mjs presses cancel
+
+
+@pytest.fixture
+def browser() -> list[str]:
+    """What runs the driver: node, playwright-core and a Chromium."""
+    node = shutil.which("node")
+    if not node:
+        pytest.skip("node is not on the path")
+    library = os.environ.get("PLAYWRIGHT_CORE")
+    if not library:
+        pytest.skip("PLAYWRIGHT_CORE is not set: the folder of the npm package playwright-core")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if not chromium:
+        pytest.skip("no Chromium on the path; CHROMIUM names one elsewhere")
+    return [node, str(HERE / "frontend.mjs"), str(Path(library).resolve()), chromium]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+def test_an_artist_runs_cancels_and_runs_it_again(
+    comfyui: Any, browser: list[str], path: Path, tmp_path: Path
+) -> None:
+    """The screenshot stays in pytest's temporary folder, or in SCREENSHOTS, to be looked at."""
+    pictures = Path(os.environ.get("SCREENSHOTS", tmp_path))
+    pictures.mkdir(parents=True, exist_ok=True)
+    command = [*browser, comfyui.url, str(path), str(pictures / f"{path.stem}.png")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=1100)
+    assert run.returncode == 0, run.stderr
+    seen = json.loads(run.stdout)
+
+    assert seen["missing"] == []
+    assert seen["dialogs"] == []  # the frontend's words about missing nodes, or anything else
+    assert sorted(seen["nodes"]) == sorted(n["type"] for n in json.loads(path.read_text())["nodes"])
+
+    assert seen["cancelled"]["end"] == "execution_interrupted"
+    assert CANCELLED_AT <= len(seen["cancelled"]["bar"]) <= CANCELLED_AT + 3
+    assert "optimising" in seen["cancelled"]["texts"][-1]
+
+    whole = seen["whole"]
+    assert whole["end"] == "execution_success", whole["message"]
+    assert whole["bar"][-1][0] == whole["bar"][-1][1] == max(value for value, _ in whole["bar"])
+    assert whole["bar"][0][1] == whole["bar"][-1][1], "the bar changed its length on the way"
+    assert "denoising" in whole["texts"][-1]
+
+    assert (seen["video"]["width"], seen["video"]["height"]) == (64, 64)
+    assert seen["video"]["seconds"] == pytest.approx(21 / 8, abs=0.2)
+    assert seen["video"]["colours"] > 8, "the video is a blank picture"
