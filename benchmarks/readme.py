@@ -45,18 +45,17 @@ def plain_table(figures: Figures) -> str:
 
 
 def presets_table() -> str:
-    """One row a setting, one column a preset; settings on which all agree come last."""
-    from ttom_core.optimize import PRESETS
+    """One row a setting, one column a preset."""
+    from ttom_core.optimize import PRESETS, TTOSettings
 
     values = {name: preset.model_dump(mode="json") for name, preset in PRESETS.items()}
-    settings = sorted(
-        next(iter(values.values())),
-        key=lambda setting: len({str(preset[setting]) for preset in values.values()}) == 1,
-    )
-    lines = ["| setting | " + " | ".join(values) + " |", "|---" * (len(values) + 1) + "|"]
-    for setting in settings:
+    lines = [
+        "| setting | " + " | ".join(values) + " | meaning |",
+        "|---" * (len(values) + 2) + "|",
+    ]
+    for setting, field in TTOSettings.model_fields.items():
         cells = [_setting(preset[setting]) for preset in values.values()]
-        lines.append("| " + " | ".join([f"`{setting}`", *cells]) + " |")
+        lines.append("| " + " | ".join([f"`{setting}`", *cells, field.description or ""]) + " |")
     return "\n".join(lines) + "\n"
 
 
