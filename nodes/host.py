@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import folder_paths
+from comfy.model_management import get_torch_device
 from comfy.utils import ProgressBar
 from comfy_execution.graph_utils import ExecutionBlocker
 
@@ -32,9 +34,18 @@ def model_folders() -> dict[str, Path]:
     """The demo model, then every diffusers pipeline in `models/diffusers`, by the name to show."""
     folders = {DEMO: _DEMO_FOLDER}
     for root in map(Path, folder_paths.get_folder_paths("diffusers")):
-        for index in sorted(root.glob("**/model_index.json")):
-            folders.setdefault(index.parent.relative_to(root).as_posix(), index.parent)
+        # Large models are often kept elsewhere and linked, hence followlinks.
+        for folder, inside, files in os.walk(root, followlinks=True):
+            inside.sort()
+            if "model_index.json" in files:
+                inside.clear()
+                folders.setdefault(Path(folder).relative_to(root).as_posix(), Path(folder))
     return folders
+
+
+def device() -> str:
+    """Where ComfyUI computes, its command line options considered."""
+    return str(get_torch_device())
 
 
 def progress_on(node_id: str | None) -> Callable[[Progress], None]:

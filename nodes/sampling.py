@@ -42,7 +42,7 @@ class LoadModel(io.ComfyNode):
     def execute(cls, model: str) -> io.NodeOutput:
         # ComfyUI runs nodes in inference mode; weights made there could never be differentiated.
         with torch.inference_mode(False):
-            return io.NodeOutput(load(host.model_folders()[model]))
+            return io.NodeOutput(load(host.model_folders()[model], host.device()))
 
 
 class TTOSampler(io.ComfyNode):

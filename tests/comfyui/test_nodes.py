@@ -61,7 +61,7 @@ def base_graph() -> Graph:
         "load": node("TTOM_LoadModel", model="demo"),
         "base": sampler(),
         "save": node("SaveImage", images=["base", 0], filename_prefix="base"),
-        "lora": node("SaveLoRA", lora=["base", 2], prefix="loras/base"),
+        "lora": node("SaveLoRANode", lora=["base", 2], prefix="loras/base"),
     }
 
 
@@ -87,7 +87,7 @@ def tto_graph() -> Graph:
         "keep": node(
             "SaveVideo", video=["film", 0], filename_prefix="tto", format="mp4", codec="h264"
         ),
-        "lora": node("SaveLoRA", lora=["tto", 2], prefix="loras/tto"),
+        "lora": node("SaveLoRANode", lora=["tto", 2], prefix="loras/tto"),
         "loss": node("LossGraphNode", loss=["tto", 3], filename_prefix="loss"),
     }  # fmt: skip
 
@@ -134,10 +134,10 @@ def test_shipped_workflows_use_nodes_that_exist(comfyui: Any, path: Path) -> Non
     nodes = {n["id"]: n for n in workflow["nodes"]}
     for n in nodes.values():
         assert n["type"] in info or n["type"] in {"Note", "MarkdownNote"}, n["type"]
-    for _, source, out_slot, target, in_slot, kind in workflow["links"]:
-        assert nodes[source]["outputs"][out_slot]["type"] == kind
-        assert info[nodes[source]["type"]]["output"][out_slot] == kind
-        assert nodes[target]["inputs"][in_slot]["type"] == kind
+    for _, source, out_slot, target, in_slot, _ in workflow["links"]:
+        offered = info[nodes[source]["type"]]["output"][out_slot]
+        assert nodes[source]["outputs"][out_slot]["type"] == offered
+        assert nodes[target]["inputs"][in_slot]["type"] in {offered, "*"}
 
 
 def test_the_whole_story_and_its_interrupt(comfyui: Any) -> None:
@@ -205,7 +205,7 @@ def test_the_adapter_travels_under_comfyuis_names(comfyui: Any) -> None:
     ("name", "change", "words"),
     [
         ("plan", {"prompt": "  "}, "prompt"),
-        ("tto", {"prompt": "a green triangle"}, "red circle"),
+        ("tto", {"prompt": "a green triangle"}, "is not in the prompt"),
         ("tto", {"num_frames": 20}, "20"),
         ("soften", {"phrase": "white horse"}, "white horse"),
     ],
