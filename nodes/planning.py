@@ -81,13 +81,6 @@ class LayoutPreview(io.ComfyNode):
                 io.Int.Input("num_frames", default=21, min=1, max=1024, step=4),
                 io.Int.Input("width", default=64, min=16, max=4096, step=8),
                 io.Int.Input("height", default=64, min=16, max=4096, step=8),
-                io.Int.Input(
-                    "scale",
-                    default=4,
-                    min=1,
-                    max=16,
-                    tooltip="How much larger the picture is drawn.",
-                ),
                 io.Float.Input("fps", default=8.0, min=1.0, max=120.0, step=1.0),
             ],
             outputs=[io.Image.Output("images_out", display_name="images")],
@@ -101,7 +94,6 @@ class LayoutPreview(io.ComfyNode):
         num_frames: int,
         width: int,
         height: int,
-        scale: int,
         fps: float,
         images=None,
     ) -> io.NodeOutput:
@@ -109,7 +101,7 @@ class LayoutPreview(io.ComfyNode):
             frames = np.full((num_frames, height, width, 3), 245, np.uint8)
         else:
             frames = to_frames(images)
-        drawn = to_image(draw_layout(frames, layout, scale=scale))
+        drawn = to_image(draw_layout(frames, layout))
         picture = ui.ImageSaveHelper.save_animated_webp(
             drawn,
             filename_prefix="ttom_layout",

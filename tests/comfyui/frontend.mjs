@@ -53,6 +53,16 @@ try {
   seen.cancelled = await run(3);
   seen.whole = await run(-1);
 
+  if (seen.whole.end === "execution_success") seen.video = await watch(page);
+  await page.waitForTimeout(1500);
+  await page.screenshot({ path: screenshot });
+} finally {
+  await browser.close();
+}
+console.log(JSON.stringify(seen));
+
+// The video of the first node that shows one: its size, length and how many values its pixels have.
+async function watch(page) {
   await page.evaluate(() => window.app.canvas.draw(true, true));
   const video = page.locator("video").first();
   await video.waitFor({ state: "visible", timeout: 30_000 });
@@ -61,7 +71,7 @@ try {
     v.addEventListener("loadeddata", resolve);
     v.addEventListener("error", () => reject(v.error?.message ?? "the video does not load"));
   }));
-  seen.video = await video.evaluate((v) => {
+  return video.evaluate((v) => {
     v.pause();
     const canvas = document.createElement("canvas");
     [canvas.width, canvas.height] = [v.videoWidth, v.videoHeight];
@@ -70,11 +80,4 @@ try {
     const pixels = pen.getImageData(0, 0, canvas.width, canvas.height).data;
     return { width: v.videoWidth, height: v.videoHeight, seconds: v.duration, colours: new Set(pixels).size };
   });
-  seen.outputs = await page.evaluate(() => Object.fromEntries(
-    Object.entries(window.app.nodeOutputs).map(([id, out]) => [window.app.graph.getNodeById(id)?.type, out])));
-  await page.waitForTimeout(1500);
-  await page.screenshot({ path: screenshot });
-} finally {
-  await browser.close();
 }
-console.log(JSON.stringify(seen));
