@@ -149,9 +149,11 @@ def save(path: Path, **state) -> None:
 
 
 def train_vae(
-    vae: AutoencoderKLWan, work: Path, stages: list[tuple[int, int, int]], device: str, seed: int
+    vae: AutoencoderKLWan, work: Path, stages: list[tuple[int, int, bool, int]], device: str, seed: int
 ) -> None:
-    """Reconstruction in (frames, batch, iterations) stages: single frames first, which is fast.
+    """Reconstruction in (frames, batch, whole, iterations) stages: single frames first, which is fast.
+
+    A stage that is not whole trains the decoder alone, on latents that no longer change.
 
     L1 + L2, five times heavier on objects than on background; a little noise on the latents and a
     penalty on their size stand in for the KL term. Resumes from work/vae.pt.
@@ -163,11 +165,11 @@ def train_vae(
         vae.load_state_dict(state["vae"])
         optimiser.load_state_dict(state["optimiser"])
         done = state["iteration"]
-    total = sum(iterations for _, _, iterations in stages)
+    total = sum(stage[-1] for stage in stages)
     curve = Curve(work / "vae.jsonl")
     vae.train()
     for iteration in tqdm(range(done, total), initial=done, total=total, desc="VAE"):
-        frames, batch, part = stage_at(stages, iteration)
+        frames, batch, whole, part = stage_at(stages, iteration)
         sampler = SceneSampler(seed * 1_000_003 + iteration)
         first = int(sampler.rng.integers(0, FRAMES - frames + 1))
         video = clips([sampler.sample() for _ in range(batch)], first, frames).to(device)
@@ -176,7 +178,8 @@ def train_vae(
         for group in optimiser.param_groups:
             group["lr"] = 1e-3 * cosine(part)
         generator = torch.Generator(device).manual_seed(iteration)
-        latents = vae.encode(video).latent_dist.mode()
+        with torch.set_grad_enabled(whole):
+            latents = vae.encode(video).latent_dist.mode()
         noise = torch.randn(latents.shape, generator=generator, device=device)
         error = vae.decode(latents + 0.05 * noise).sample - video
         loss = (weight * (error.abs() + error.square())).mean() + 1e-3 * latents.square().mean()
@@ -301,6 +304,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile the transformer")
     parser.add_argument("--vae-image-iterations", type=int, default=1600)
     parser.add_argument("--vae-clip-iterations", type=int, default=600)
+    parser.add_argument("--vae-decoder-iterations", type=int, default=2000)
     parser.add_argument("--images", type=int, default=8000)
     parser.add_argument("--clips", type=int, default=2560)
     parser.add_argument("--image-iterations", type=int, default=1500)
@@ -311,7 +315,11 @@ def main() -> None:
         work, device = options.work, options.device
         work.mkdir(parents=True, exist_ok=True)
         pipe.vae.to(device)
-        stages = [(1, 8, options.vae_image_iterations), (9, 1, options.vae_clip_iterations)]
+        stages = [
+            (1, 8, True, options.vae_image_iterations),
+            (9, 1, True, options.vae_clip_iterations),
+            (5, 2, False, options.vae_decoder_iterations),
+        ]
         train_vae(pipe.vae, work, stages, device, options.seed)
         images = encode(pipe.vae, work, "images", options.images, 1, device, options.seed + 1)
         videos = encode(pipe.vae, work, "clips", options.clips, FRAMES, device, options.seed + 2)
@@ -335,7 +343,8 @@ def main() -> None:
     (options.out / "clip.json").write_text(json.dumps(clip, indent=1) + "\n")
     if not options.untrained:
         seen = {
-            "vae": f"{8 * options.vae_image_iterations} frames, then {options.vae_clip_iterations} 9-frame clips",
+            "vae": f"{8 * options.vae_image_iterations} frames, {options.vae_clip_iterations} 9-frame clips, then "
+            f"{2 * options.vae_decoder_iterations} 5-frame clips for the decoder alone",
             "denoiser": f"{64 * options.image_iterations} frames, then {16 * options.clip_iterations} clips",
         }
         facts = {

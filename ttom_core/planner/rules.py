@@ -334,9 +334,12 @@ def _axis(noun: _Noun) -> str:
 def _lanes(nouns: list[_Noun]) -> None:
     """Give movers and still objects lanes that do not cross."""
     axes = [_axis(n) for n in nouns]
-    if "x" in axes and "y" in axes:
+    if any(n.action == "circle" for n in nouns) or ("x" in axes and "y" in axes):
+        circle = any(n.action == "circle" for n in nouns)
+        spots = {"x": (0.34, 0.2), "y": (0.87, 0.58), "": (0.8, 0.8) if circle else (0.36, 0.8)}
         for noun, axis in zip(nouns, axes, strict=True):
-            noun.centre = {"x": (0.36, 0.2), "y": (0.82, 0.55), "": (0.36, 0.8)}[axis]
+            noun.size = min(noun.size, 0.23)
+            noun.centre = (0.32, 0.32) if noun.action == "circle" else spots[axis]
         return
     places = [(k + 0.5) / len(nouns) for k in range(len(nouns))]
     for noun, place in zip(nouns, places, strict=True):
@@ -398,7 +401,7 @@ def _track(noun: _Noun, x: float, y: float) -> list[tuple[float, float, float, f
             (k / 16, x, floor - height * abs(math.sin(2 * math.pi * k / 16)), s) for k in range(17)
         ]
     if noun.action == "circle":
-        r = 0.2
+        r = 0.2 if (x, y) == (0.5, 0.5) else 0.16
         turns = [2 * math.pi * k / 16 - math.pi / 2 for k in range(17)]
         cx, cy = (min(max(c, r + s / 2), 1 - r - s / 2) for c in (x, y))
         return [(k / 16, cx + r * math.cos(a), cy + r * math.sin(a), s) for k, a in enumerate(turns)]
