@@ -95,9 +95,7 @@ def fill(text: str, results: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit 1 on a difference"
-    )
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 on a difference")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args(arguments)
@@ -108,13 +106,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.check:
         stale = [
-            a["name"]
-            for a, b in zip(BLOCK.finditer(old), BLOCK.finditer(new), strict=True)
-            if a[0] != b[0]
+            a["name"] for a, b in zip(BLOCK.finditer(old), BLOCK.finditer(new), strict=True) if a[0] != b[0]
         ]
         print(
-            f"{options.readme.name} differs from the results in {', '.join(stale)}; "
-            "run `make figures`.",
+            f"{options.readme.name} differs from the results in {', '.join(stale)}; run `make figures`.",
             file=sys.stderr,
         )
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def write_card(folder: Path, pipe: WanPipeline, work: Path, facts: dict[str, Any
         axis.plot([r["iteration"] for r in rows], [r["loss"] for r in rows])
         axis.set(title=name, xlabel="iteration", ylabel="loss", yscale="log")
         # Breaks between two runs of a resumed training are not training time.
-        gaps = [b["time"] - a["time"] for a, b in zip(rows, rows[1:], strict=False)]
+        gaps = [b["time"] - a["time"] for a, b in pairwise(rows)]
         minutes = sum(gap for gap in gaps if gap < 600) / 60
         stages.append(f"| {name} | {seen} | {int(rows[-1]['iteration'])} | {minutes:.0f} min |")
     figure.savefig(folder / "curves.png", dpi=100)
@@ -71,7 +72,7 @@ def write_card(folder: Path, pipe: WanPipeline, work: Path, facts: dict[str, Any
         "text_encoder": f"{u.num_layers} layer, d_model {u.d_model}, {u.vocab_size} words",
     }
     parts = [
-        f"| {name} | {sum(p.numel() for p in getattr(pipe, name).parameters()) / 1e6:.2f} M | {shape} |"
+        f"| {name} | {getattr(pipe, name).num_parameters() / 1e6:.2f} M | {shape} |"
         for name, shape in shapes.items()
     ]
     text = CARD.format(parts="\n".join(parts), stages="\n".join(stages), **facts)

@@ -18,7 +18,12 @@ FOLDER = Path(__file__).parent / "prompts"
 def spec(scene: Scene) -> dict[str, object]:
     """What a prompt says, in the form `ttom_core.evaluation.scores` checks."""
     nouns = [asdict(noun) for noun in scene.nouns]
-    return {"category": scene.category, "prompt": scene.caption, "nouns": nouns, "expect": scene.expect}
+    return {
+        "category": scene.category,
+        "prompt": scene.caption,
+        "nouns": nouns,
+        "expect": scene.expect,
+    }
 
 
 def collect(seed: int, per_category: int, exclude: set[str]) -> list[dict[str, object]]:

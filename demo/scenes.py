@@ -176,8 +176,7 @@ class SceneSampler:
         for _ in range(200):
             spot = self.rng.uniform(size / 2 + 1, SIZE - size / 2 - 1, 2)
             if all(
-                (abs(other.centres - spot).max(1) > (other.sizes + size) / 2 + gap).all()
-                for other in taken
+                (abs(other.centres - spot).max(1) > (other.sizes + size) / 2 + gap).all() for other in taken
             ):
                 return spot
         return None
@@ -248,7 +247,11 @@ class SceneSampler:
             for i, sign in enumerate((1, -1))
         ]
         return self._scene(
-            "spatial", f"a {noun} {words} a {other}", [noun, other], {"relation": relation}, instances
+            "spatial",
+            f"a {noun} {words} a {other}",
+            [noun, other],
+            {"relation": relation},
+            instances,
         )
 
     def _numeracy(self) -> Scene:
@@ -324,8 +327,8 @@ class SceneSampler:
             centres = middle + radius * np.stack([np.cos(angle), np.sin(angle)], 1)
         else:
             y = self.rng.uniform(low + 8, high - 8)
-            x = low + (high - low) * TIME
-            centres = np.stack([x, y + 8 * (2 / np.pi) * np.arcsin(np.sin(4 * np.pi * TIME))], 1)
+            across = low + (high - low) * TIME
+            centres = np.stack([across, y + 8 * (2 / np.pi) * np.arcsin(np.sin(4 * np.pi * TIME))], 1)
         mover = Instance(0, centres, np.full(FRAMES, size))
         return self._with_still("action", noun, mover, ACTIONS[action], {"action": action})
 
@@ -351,7 +354,7 @@ class SceneSampler:
             outer = [sizes[0] / 2 + 1, SIZE - 1 - sizes[1] / 2]
             middle = SIZE / 2 + self.rng.uniform(-3, 3)
             inner = [middle - touch / 2, middle + touch / 2]
-            tracks = [o + (i - o) * TIME for o, i in zip(outer, inner)]
+            tracks = [o + (i - o) * TIME for o, i in zip(outer, inner, strict=True)]
             if sides[0]:
                 tracks = [SIZE - t for t in tracks]
             if kind == "away":

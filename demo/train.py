@@ -54,9 +54,7 @@ def build_pipeline(seed: int = 0) -> WanPipeline:
     words.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
     )
-    words.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words,
         pad_token="<pad>",
@@ -227,7 +225,8 @@ def train_denoiser(
     """
     modules = torch.nn.ModuleDict({"transformer": pipe.transformer, "text_encoder": pipe.text_encoder})
     modules.train().to(device)
-    hidden, rest = [], []
+    hidden: list[torch.Tensor] = []
+    rest: list[torch.Tensor] = []
     for name, parameter in modules.named_parameters():
         (hidden if "blocks" in name and parameter.ndim == 2 else rest).append(parameter)
     optimisers = [
@@ -241,7 +240,7 @@ def train_denoiser(
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         modules.load_state_dict(state["modules"])
         average = state["average"]
-        for optimiser, saved in zip(optimisers, state["optimisers"]):
+        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         done = state["iteration"]
     mean = torch.tensor(pipe.vae.config.latents_mean).view(1, 16, 1, 1, 1).to(device)
@@ -254,13 +253,13 @@ def train_denoiser(
         scenes, batch, _ = stage_at(stages, iteration)
         factor = cosine(iteration / total)
         groups = [group for optimiser in optimisers for group in optimiser.param_groups]
-        for group, lr in zip(groups, base):
+        for group, lr in zip(groups, base, strict=True):
             group["lr"] = lr * factor
         rng = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
         picks = torch.randint(len(scenes["captions"]), (batch,), generator=rng).tolist()
         latents = (scenes["latents"][picks].float().to(device) - mean) / std
         kept = torch.rand(batch, generator=rng) > 0.1  # one in ten learns the unconditional branch
-        captions = [scenes["captions"][p] if k else "" for p, k in zip(picks, kept)]
+        captions = [scenes["captions"][p] if k else "" for p, k in zip(picks, kept, strict=True)]
         # Stratified noise levels: lower variance of the loss than independent draws.
         u = (torch.randperm(batch, generator=rng) + torch.rand(batch, generator=rng)) / batch
         sigma = (SHIFT * u / (1 + (SHIFT - 1) * u)).to(device)
@@ -339,12 +338,19 @@ def main() -> None:
             train_denoiser(pipe, work, lessons, device, options.seed, options.compile)
     assert pipe.vae.config.z_dim == 16 and SIZE % 8 == 0
     pipe.to("cpu", torch.bfloat16).save_pretrained(options.out)
-    clip = {"num_frames": FRAMES, "height": SIZE, "width": SIZE, "fps": FPS, "steps": 20, "guidance_scale": 4.0}
+    clip = {
+        "num_frames": FRAMES,
+        "height": SIZE,
+        "width": SIZE,
+        "fps": FPS,
+        "steps": 20,
+        "guidance_scale": 4.0,
+    }
     (options.out / "clip.json").write_text(json.dumps(clip, indent=1) + "\n")
     if not options.untrained:
         seen = {
-            "vae": f"{8 * options.vae_image_iterations} frames, {options.vae_clip_iterations} 9-frame clips, then "
-            f"{2 * options.vae_decoder_iterations} 5-frame clips for the decoder alone",
+            "vae": f"{8 * options.vae_image_iterations} frames, {options.vae_clip_iterations} 9-frame "
+            f"clips, then {2 * options.vae_decoder_iterations} 5-frame clips for the decoder alone",
             "denoiser": f"{64 * options.image_iterations} frames, then {16 * options.clip_iterations} clips",
         }
         facts = {
@@ -353,8 +359,9 @@ def main() -> None:
             "command": "python -m demo.train",
             "seed": options.seed,
             "torch": torch.__version__,
-            "machine": torch.cuda.get_device_name() if options.device == "cuda" else
-            f"{torch.get_num_threads()} CPU threads",
+            "machine": torch.cuda.get_device_name()
+            if options.device == "cuda"
+            else f"{torch.get_num_threads()} CPU threads",
         }
         write_card(options.out.parent, pipe, options.work, facts)
     print(f"wrote {options.out}")

@@ -61,9 +61,7 @@ class TTOSampler(io.ComfyNode):
             ),
             inputs=[
                 BackboneSocket.Input("backbone"),
-                MasksSocket.Input(
-                    "masks", optional=True, tooltip="Leave open for the plain model's video."
-                ),
+                MasksSocket.Input("masks", optional=True, tooltip="Leave open for the plain model's video."),
                 io.String.Input(
                     "prompt",
                     multiline=True,
@@ -78,9 +76,7 @@ class TTOSampler(io.ComfyNode):
                     tooltip="The settings of the optimisation: tuned for the demo model, as the "
                     "paper states them, or as the authors' code has them.",
                 ),
-                io.Int.Input(
-                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True
-                ),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
                 io.Int.Input("steps", default=20, min=1, max=1000),
                 io.Float.Input("guidance_scale", default=4.0, min=0.0, max=100.0, step=0.1),
                 io.Int.Input("num_frames", default=21, min=1, max=1024, step=4),
@@ -90,12 +86,8 @@ class TTOSampler(io.ComfyNode):
             outputs=[
                 io.Image.Output("images", display_name="images"),
                 io.Float.Output("fps", display_name="fps", tooltip="The model's frame rate."),
-                io.LoraModel.Output(
-                    "lora", display_name="lora", tooltip="The adapter that was optimised."
-                ),
-                io.LossMap.Output(
-                    "loss", display_name="loss", tooltip="The loss of every iteration."
-                ),
+                io.LoraModel.Output("lora", display_name="lora", tooltip="The adapter that was optimised."),
+                io.LossMap.Output("loss", display_name="loss", tooltip="The loss of every iteration."),
             ],
             hidden=[io.Hidden.unique_id],
         )

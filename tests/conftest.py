@@ -20,8 +20,9 @@ STEPS = 6
 
 def build_tiny() -> WanPipeline:
     """Every class is the real one; only the sizes are toys."""
-    from demo.train import build_pipeline
     from diffusers import WanTransformer3DModel
+
+    from demo.train import build_pipeline
 
     pipe = build_pipeline(0)
     torch.manual_seed(1)
@@ -72,9 +73,7 @@ def masks() -> SoftMasks:
 
 @pytest.fixture
 def settings() -> TTOSettings:
-    return TTOSettings(
-        layers=(1, 2), rank=4, alpha=4.0, learning_rate=1e-2, iterations=2, sigma_end=0.7
-    )
+    return TTOSettings(layers=(1, 2), rank=4, alpha=4.0, learning_rate=1e-2, iterations=2, sigma_end=0.7)
 
 
 @pytest.fixture

@@ -244,9 +244,7 @@ def test_what_runs_make_is_not_tracked() -> None:
     names = [path.relative_to(ROOT).as_posix() for path in tracked()]
     assert not [n for n in names if n.startswith(("outputs/", ".venv/")) or "__pycache__" in n]
     store = [n for n in names if n.startswith("memory_store/")]
-    assert all(
-        n == "memory_store/README.md" or n.startswith("memory_store/starter/") for n in store
-    )
+    assert all(n == "memory_store/README.md" or n.startswith("memory_store/starter/") for n in store)
 
 
 # ---- the pack's own papers -----------------------------------------------------------------------

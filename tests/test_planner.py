@@ -29,9 +29,7 @@ def overlap(layout):
     return worst
 
 
-@pytest.mark.parametrize(
-    "spec", load_prompts(FOLDER / "tuning.json"), ids=lambda spec: spec["prompt"]
-)
+@pytest.mark.parametrize("spec", load_prompts(FOLDER / "tuning.json"), ids=lambda spec: spec["prompt"])
 def test_the_demo_grammar_is_understood(spec):
     layout = plan(spec["prompt"])
     assert not layout.unresolved
@@ -104,7 +102,12 @@ def test_what_is_not_understood_is_said():
 
 @pytest.mark.parametrize(
     ("prompt", "words"),
-    [("", "empty"), (" \n", "empty"), ("beautiful light", "No object"), ("99 dogs", "more than 12")],
+    [
+        ("", "empty"),
+        (" \n", "empty"),
+        ("beautiful light", "No object"),
+        ("99 dogs", "more than 12"),
+    ],
 )
 def test_prompts_without_a_layout(prompt, words):
     with pytest.raises(PlanError, match=words):

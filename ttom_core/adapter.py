@@ -7,7 +7,7 @@ never edited, a user's own LoRAs stay as they are, and detaching leaves nothing 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +45,12 @@ class Adapter:
         for name, (a, b) in self.weights.items():
             tensors[f"transformer.{name}.lora_A.weight"] = a.contiguous()
             tensors[f"transformer.{name}.lora_B.weight"] = b.contiguous()
-        facts = {"version": VERSION, "rank": self.rank, "alpha": self.alpha, "fingerprint": self.fingerprint}
+        facts = {
+            "version": VERSION,
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "fingerprint": self.fingerprint,
+        }
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
@@ -123,7 +128,7 @@ class AttachedAdapter:
         }
         return Adapter(weights, self.adapter.rank, self.adapter.alpha, self.adapter.fingerprint)
 
-    def _hook(self, name: str):
+    def _hook(self, name: str) -> Callable[..., Tensor | None]:
         a, b = self.pairs[name]
 
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:

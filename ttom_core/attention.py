@@ -80,9 +80,7 @@ class MapProbe:
 
 
 @contextmanager
-def tapped(
-    probe: MapProbe, projections: Mapping[int, tuple[nn.Module, nn.Module]]
-) -> Iterator[MapProbe]:
+def tapped(probe: MapProbe, projections: Mapping[int, tuple[nn.Module, nn.Module]]) -> Iterator[MapProbe]:
     """Let a probe see the outputs of these layers' query and key modules; hooks leave with the block."""
     handles = []
     held: dict[int, Tensor] = {}

@@ -131,11 +131,12 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
     from .backbones import load
     from .generate import Progress, generate
     from .layout import Layout
     from .planner import plan
-    from tqdm import tqdm
 
     settings = _settings(options)
     layout = Layout.load(options.layout) if options.layout else plan(options.prompt)
@@ -190,10 +191,11 @@ def _write(
     layouts = {"base": draw_layout(base.frames, layout)} if base else {}
     strip(layouts | {"TTOM": draw_layout(composed.frames, layout)}).save(out / "layout.png")
     layout.save(out / "layout.json")
-    for phrase in trace.maps_before or {}:
+    befores, afters = trace.maps_before or {}, trace.maps_after or {}
+    for phrase in befores:
         name = "attention_" + "_".join(phrase.split())
-        before = heatmap(composed.frames, trace.maps_before[phrase])
-        after = heatmap(composed.frames, trace.maps_after[phrase])
+        before = heatmap(composed.frames, befores[phrase])
+        after = heatmap(composed.frames, afters[phrase])
         strip({"before": before, "after": after}).save(out / f"{name}.png")
     loss_curve(trace.rows, out / "loss.png")
     if composed.adapter is not None:
@@ -208,8 +210,9 @@ def _write(
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from .evaluation.evaluate import evaluate, figures, load_prompts, markdown
     from tqdm import tqdm
+
+    from .evaluation.evaluate import evaluate, figures, load_prompts, markdown
 
     settings = _settings(options)
     prompts = load_prompts(options.prompts, options.limit)

@@ -1,12 +1,12 @@
 """The whole story in one function: a prompt and its layout become a composed video.
 
-    layout → soft masks → the pipeline's own sampling loop with test-time optimisation → frames
+layout → soft masks → the pipeline's own sampling loop with test-time optimisation → frames
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +74,7 @@ def generate(
     report = _Reporter(steps, on_progress)
 
     def sample() -> np.ndarray:
-        video = backbone.sample(
+        return backbone.sample(
             prompt,
             negative_prompt=negative_prompt,
             num_frames=num_frames,
@@ -85,7 +85,6 @@ def generate(
             generator=torch.Generator("cpu").manual_seed(seed),
             on_step=report.step,
         )
-        return video
 
     tto: TTO | None = None
     if settings is None:
@@ -104,7 +103,7 @@ def generate(
             on_progress=report.iteration,
             keep_maps=keep_maps,
         )
-        report.total += tto.planned_iterations
+        report.plan(tto.planned_iterations)
         with tto:
             frames = sample()
     return Generation(
@@ -128,20 +127,26 @@ def generate(
 
 
 class _Reporter:
-    """Counts both kinds of work into one total, so that a host shows one bar."""
+    """Counts both kinds of work into one total, so that a host shows one bar.
+
+    Every optimised step has its share whether or not it stops early, so the bar always ends full.
+    """
 
     def __init__(self, steps: int, callback: Callable[[Progress], None] | None) -> None:
-        self.total, self.done, self.steps, self.step_index = steps, 0, steps, 0
-        self.callback = callback
+        self.steps, self.callback = steps, callback
+        self.plan([0] * steps)
+
+    def plan(self, iterations: Sequence[int]) -> None:
+        """Take the planned iterations of every step."""
+        self.begin = [sum(iterations[:k]) + k for k in range(self.steps + 1)]
 
     def iteration(self, step: int, iteration: int, loss: float | None) -> None:
-        self.done += 1
-        self._send("optimise", loss, f"optimising step {step + 1}, iteration {iteration + 1}")
+        done = self.begin[step] + iteration + 1
+        self._send("optimise", done, loss, f"optimising step {step + 1}, iteration {iteration + 1}")
 
     def step(self, index: int) -> None:
-        self.done = min(self.done + 1, self.total)
-        self._send("denoise", None, f"denoising step {index + 1} of {self.steps}")
+        self._send("denoise", self.begin[index + 1], None, f"denoising step {index + 1} of {self.steps}")
 
-    def _send(self, phase: str, loss: float | None, message: str) -> None:
+    def _send(self, phase: str, done: int, loss: float | None, message: str) -> None:
         if self.callback is not None:
-            self.callback(Progress(phase, self.done, self.total, loss, message))
+            self.callback(Progress(phase, done, self.begin[-1], loss, message))

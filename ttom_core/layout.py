@@ -6,6 +6,7 @@ Everything is normalised: positions and sizes to 0…1 of the canvas, times to 0
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -49,9 +50,7 @@ class Box(_Value):
     def around(cls, x: float, y: float, w: float, h: float | None = None) -> Box:
         """The box centred at (x, y), moved inside the canvas where it would reach out."""
         h = w if h is None else h
-        return cls(
-            x=min(max(x - w / 2, 0.0), 1 - w), y=min(max(y - h / 2, 0.0), 1 - h), w=w, h=h
-        )
+        return cls(x=min(max(x - w / 2, 0.0), 1 - w), y=min(max(y - h / 2, 0.0), 1 - h), w=w, h=h)
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -87,7 +86,7 @@ class TrackedObject(_Value):
         if len(keyframes) > 1000:
             raise ValueError(f"An object may have 1000 keyframes, not {len(keyframes)}")
         times = [k.time for k in keyframes]
-        if any(b <= a for a, b in zip(times, times[1:], strict=False)):
+        if any(b <= a for a, b in pairwise(times)):
             raise ValueError(f"Keyframe times must rise, not go {times}; sort them")
         return keyframes
 
@@ -125,7 +124,7 @@ class Layout(_Value):
         """The distinct phrases, in order."""
         return tuple(dict.fromkeys(o.phrase for o in self.objects))
 
-    def boxes(self, times: Sequence[float]) -> np.ndarray:
+    def boxes(self, times: Sequence[float] | np.ndarray) -> np.ndarray:
         """Boxes [N, T, 4] as x, y, w, h at these times; NaN while an object is off stage."""
         at = np.asarray(times, float)
         result = np.full((len(self.objects), len(at), 4), np.nan)

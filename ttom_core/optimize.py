@@ -147,7 +147,7 @@ class TTO:
         self.backbone, self.masks, self.prompt, self.settings = backbone, masks, prompt, settings
         self.on_progress, self.keep_maps, self.trace = on_progress, keep_maps, Trace()
         self.tokens = list(backbone.phrase_tokens(prompt, masks.phrases).values())
-        self.optimised_steps = self._plan(backbone.sigmas(steps))
+        self.planned_iterations = self._plan(backbone.sigmas(steps))
         modules = backbone.adapter_modules(settings.layers, settings.scope)
         self.initial = adapter or init_adapter(
             modules, settings.rank, settings.alpha, settings.lora_seed, backbone.fingerprint
@@ -161,18 +161,14 @@ class TTO:
         self._step = -1
 
     @property
-    def planned_iterations(self) -> int:
-        """The most iterations that this run can take; early stops make it fewer."""
-        return self.optimised_steps * self.settings.iterations
-
-    @property
     def adapter(self) -> Adapter:
         """The adapter as optimised so far, on the CPU."""
         if self._attached is not None:
             return self._attached.snapshot()
         return self._snapshot or self.initial
 
-    def _plan(self, sigmas: list[float]) -> int:
+    def _plan(self, sigmas: list[float]) -> list[int]:
+        """The most iterations of each denoising step; early stops make them fewer."""
         low, high = self.settings.sigma_end, self.settings.sigma_start
         count = sum(self._wanted(sigma) for sigma in sigmas)
         if self.settings.iterations and count == 0:
@@ -186,7 +182,7 @@ class TTO:
                 "layout will be followed less closely than with a longer schedule.",
                 stacklevel=3,
             )
-        return count
+        return [self.settings.iterations * self._wanted(sigma) for sigma in sigmas]
 
     def _wanted(self, sigma: float) -> bool:
         # A hair of slack: schedulers store sigmas in fp32.

@@ -15,7 +15,14 @@ from PIL import Image, ImageDraw, ImageFont
 from .layout import Layout, frame_times
 
 # Distinct on dark and light, and under the common colour blindnesses (Okabe and Ito 2008).
-COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (0, 114, 178))
+COLOURS = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (213, 94, 0),
+    (204, 121, 167),
+    (0, 114, 178),
+)
 WIDE = 256  # small frames are enlarged to about this width
 
 
@@ -110,5 +117,5 @@ def save_video(frames: np.ndarray, path: Path, fps: int) -> None:
     part = Path(path).with_suffix(".part.mp4")
     with imageio.get_writer(part, fps=fps, codec="libx264", quality=8, macro_block_size=2) as writer:
         for frame in frames:
-            writer.append_data(frame)
+            writer.append_data(frame)  # type: ignore[attr-defined]
     part.replace(path)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import WanPipeline
+from diffusers import WanPipeline, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -111,7 +111,9 @@ class WanBackbone:
         if self._encoded is None or self._encoded[0] != prompt:
             with torch.no_grad():
                 embeds, _ = self.pipeline.encode_prompt(
-                    prompt, do_classifier_free_guidance=False, max_sequence_length=self.max_text_tokens
+                    prompt,
+                    do_classifier_free_guidance=False,
+                    max_sequence_length=self.max_text_tokens,
                 )
             self._encoded = (prompt, embeds)
         return self._encoded[1]
@@ -151,12 +153,8 @@ class WanBackbone:
         latents = call["hidden_states"][list(rows)]
         p_t, p_h, p_w = self.transformer.config.patch_size
         _, _, t, h, w = latents.shape
-        probe = MapProbe(
-            layers, tokens, blocks[0].attn2.heads, (t // p_t, h // p_h, w // p_w), early_exit
-        )
-        projections = {
-            i: (blocks[i].attn2.norm_q, blocks[i].attn2.norm_k) for i in layers
-        }
+        probe = MapProbe(layers, tokens, blocks[0].attn2.heads, (t // p_t, h // p_h, w // p_w), early_exit)
+        projections = {i: (blocks[i].attn2.norm_q, blocks[i].attn2.norm_k) for i in layers}
 
         def forward() -> None:
             self.transformer.forward(
@@ -237,12 +235,12 @@ class WanBackbone:
         return (video * 255).round().clip(0, 255).astype(np.uint8)
 
 
-def _fingerprint(transformer: nn.Module) -> str:
+def _fingerprint(transformer: WanTransformer3DModel) -> str:
     """Family, sizes and weight identity: the start of every parameter, hashed in fp32."""
     digest = hashlib.sha256()
-    shape = []
     for name, parameter in transformer.named_parameters():
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(parameter.detach().flatten()[:16].float().cpu().numpy().tobytes())
-        shape.append(parameter.numel())
-    return f"wan-{len(transformer.blocks)}x{transformer.blocks[0].attn2.to_q.in_features}-{digest.hexdigest()[:16]}"
+    config = transformer.config
+    width = config.num_attention_heads * config.attention_head_dim
+    return f"wan-{config.num_layers}x{width}-{digest.hexdigest()[:16]}"

@@ -90,7 +90,10 @@ def markdown(table: dict[str, dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for suffix in names:
-        cells = [suffix.lstrip("_").replace("_", " ") or "**all**", str(table[f"base_composition{suffix}"]["n"])]
+        cells = [
+            suffix.lstrip("_").replace("_", " ") or "**all**",
+            str(table[f"base_composition{suffix}"]["n"]),
+        ]
         for key in ("base_composition", "ttom_composition", "base_presence", "ttom_presence"):
             f = table[key + suffix]
             cells.append(f"{f['value']:.2f} ({f['low']:.2f}–{f['high']:.2f})")

@@ -52,9 +52,7 @@ class Track:
         """Centres with the gaps interpolated [F, 2]."""
         seen = ~np.isnan(self.areas)
         frames = np.arange(len(seen))
-        return np.stack(
-            [np.interp(frames, frames[seen], self.centres[seen, axis]) for axis in range(2)], 1
-        )
+        return np.stack([np.interp(frames, frames[seen], self.centres[seen, axis]) for axis in range(2)], 1)
 
 
 def _sane(blobs: list[Blob], colour: str) -> list[Blob]:
@@ -121,7 +119,7 @@ def _spatial(frames: list[list[Blob]], spec: dict[str, Any]) -> float:
 
 def _motion(tracks: list[Track], spec: dict[str, Any]) -> bool:
     directions = spec["expect"]["directions"]
-    return all(_moves(t, d) for t, d in zip(tracks, directions)) and all(
+    return all(_moves(t, d) for t, d in zip(tracks, directions, strict=False)) and all(
         _rests(t) for t in tracks[len(directions) :]
     )
 
@@ -164,7 +162,9 @@ def _dynamic(frames: list[list[Blob]], tracks: list[Track], spec: dict[str, Any]
             hits = [len([b for b in _sane(bs, colour) if b.shape == noun["shape"]]) == 1 for bs in part]
             return float(np.mean(hits))
 
-        return share(frames[:third], noun["colour"]) >= 0.5 and share(frames[-third:], noun["end_colour"]) >= 0.5
+        return (
+            share(frames[:third], noun["colour"]) >= 0.5 and share(frames[-third:], noun["end_colour"]) >= 0.5
+        )
     if not tracks[0].steady:
         return False
     growth = np.nanmean(tracks[0].areas[-4:]) / np.nanmean(tracks[0].areas[:4])
@@ -201,7 +201,7 @@ def presence(frames: np.ndarray, blobs: list[list[Blob]], spec: dict[str, Any]) 
     nearest = np.linalg.norm(frames[..., None, :].astype(np.float32) - table, axis=-1).argmin(-1)
     foreground = (nearest < len(PALETTE)).mean((1, 2))
     values = []
-    for found, area in zip(blobs, foreground):
+    for found, area in zip(blobs, foreground, strict=True):
         there, own = [], 0.0
         for noun in spec["nouns"]:
             colours = {noun["colour"], noun["end_colour"]} - {None}

@@ -22,9 +22,7 @@ class PlanError(TTOMError):
 
 NUMBERS = {
     word: n
-    for n, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve".split()
-    )
+    for n, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())
 } | {"a": 1, "an": 1, "the": 1, "another": 1, "single": 1}
 MAX_COUNT = 12
 
@@ -53,7 +51,10 @@ RELATIONS: list[tuple[str, tuple[int, int]]] = [
     (r"behind", (0, -1)),
     (r"on", (0, -1)),
 ]
-MOVES = r"(?:move|drift|slide|fly|flie|run|walk|roll|float|travel|go|goe|glide|swim|drive|sail|race|jog|hop|march|crawl|dash|cross|crosse)s?"
+MOVES = (
+    r"(?:move|drift|slide|fly|flie|run|walk|roll|float|travel|go|goe|glide|swim|drive|sail|race|jog|hop"
+    r"|march|crawl|dash|cross|crosse)s?"
+)
 FALLS = r"(?:fall|drop|sink|descend|dive)s?"
 RISES = r"(?:rise|climb|ascend|lift|soar)s?"
 STILL = r"(?:stays?|stands?|rests?|remains?|sits?|lies?|waits?)(?: (?:still|there|in place|motionless))?"
@@ -62,7 +63,9 @@ CIRCLE = r"moves? in a circle|circle around|(?:circles|orbits?|spins?|revolves?)
 ZIGZAG = r"zig-?zags?"
 GROW = r"(?:grows?|expands?|swells?|inflates?)(?: (?:bigger|larger))?|gets? (?:bigger|larger)"
 SHRINK = r"(?:shrinks?|contracts?|deflates?)|(?:gets?|grows?) smaller"
-TOWARDS = rf"(?:{MOVES} )?towards? (?:each other|one another)|approach(?:es)? (?:each other|one another)|meets?"
+TOWARDS = (
+    rf"(?:{MOVES} )?towards? (?:each other|one another)|approach(?:es)? (?:each other|one another)|meets?"
+)
 AWAY = rf"(?:{MOVES} )?(?:away from|apart from) (?:each other|one another)|{MOVES} apart|separates?"
 FOLLOWS = r"follows?|chases?"
 PUSHES = r"pushes|push"
@@ -196,7 +199,9 @@ def _in_phrase(words: Sequence[re.Match[str]], start: int, end: int, text: str) 
         # "two red circles": a plural noun that is also a verb is a noun after a number.
         return not singular and word == "circles"
     # An unknown verb after a singular subject: "a dog barks". It is reported, not laid out.
-    return not (singular and word.endswith("s") and not word.endswith(("ss", "us"))) and not word.endswith("ing")
+    return not (singular and word.endswith("s") and not word.endswith(("ss", "us"))) and not word.endswith(
+        "ing"
+    )
 
 
 def _read(nouns: list[_Noun], gaps: list[str]) -> list[str]:
@@ -226,8 +231,9 @@ def _read(nouns: list[_Noun], gaps: list[str]) -> list[str]:
                     for member in members:
                         member.relation = (step, follower)
                     break
-        if len(members) > 1 and (take(TOWARDS) or (away := take(AWAY))):
-            sign = -1 if "away" in locals() and away else 1
+        closing = take(TOWARDS) if len(members) > 1 else None
+        if closing or (len(members) > 1 and take(AWAY)):
+            sign = 1 if closing else -1
             for place, member in enumerate(members[:2]):
                 member.direction = (sign * (1 if place == 0 else -1), 0)
                 member.action = "meet" if sign > 0 else "part"
@@ -397,9 +403,7 @@ def _track(noun: _Noun, x: float, y: float) -> list[tuple[float, float, float, f
         return [(0.0, x, y, 0.4), (1.0, x, y, 0.16)]
     if noun.action == "bounce":
         floor, height = 0.95 - s / 2, 0.42
-        return [
-            (k / 16, x, floor - height * abs(math.sin(2 * math.pi * k / 16)), s) for k in range(17)
-        ]
+        return [(k / 16, x, floor - height * abs(math.sin(2 * math.pi * k / 16)), s) for k in range(17)]
     if noun.action == "circle":
         r = 0.2 if (x, y) == (0.5, 0.5) else 0.16
         turns = [2 * math.pi * k / 16 - math.pi / 2 for k in range(17)]
