@@ -66,8 +66,9 @@ def write_card(folder: Path, pipe: WanPipeline, work: Path, facts: dict[str, Any
     figure.savefig(folder / "curves.png", dpi=100)
     pyplot.close(figure)
     t, v, u = pipe.transformer.config, pipe.vae.config, pipe.text_encoder.config
+    heads = f"{t.num_attention_heads} × {t.attention_head_dim}"
     shapes = {
-        "transformer": f"{t.num_layers} layers, {t.num_attention_heads} × {t.attention_head_dim}, ffn {t.ffn_dim}",
+        "transformer": f"{t.num_layers} layers, {heads}, ffn {t.ffn_dim}",
         "vae": f"base {v.base_dim}, dim_mult {v.dim_mult}, {v.z_dim} latent channels",
         "text_encoder": f"{u.num_layers} layer, d_model {u.d_model}, {u.vocab_size} words",
     }

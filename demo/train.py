@@ -300,26 +300,27 @@ def main() -> None:
     parser.add_argument("--snapshot", action="store_true", help="write the last checkpoint and stop")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the transformer")
-    parser.add_argument("--vae-image-iterations", type=int, default=1600)
-    parser.add_argument("--vae-clip-iterations", type=int, default=600)
-    parser.add_argument("--vae-decoder-iterations", type=int, default=2000)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--vae-image-iterations", type=int, default=3000)
+    parser.add_argument("--vae-clip-iterations", type=int, default=1500)
+    parser.add_argument("--vae-decoder-iterations", type=int, default=400)
     parser.add_argument("--images", type=int, default=8000)
-    parser.add_argument("--clips", type=int, default=2560)
+    parser.add_argument("--clips", type=int, default=4096)
     parser.add_argument("--image-iterations", type=int, default=1500)
-    parser.add_argument("--clip-iterations", type=int, default=1500)
+    parser.add_argument("--clip-iterations", type=int, default=2500)
     options = parser.parse_args()
     pipe = build_pipeline(options.seed)
     if not options.untrained:
         work, device = options.work, options.device
         work.mkdir(parents=True, exist_ok=True)
         pipe.vae.to(device)
-        stages = [
+        vae_stages = [
             (1, 8, True, options.vae_image_iterations),
             (9, 1, True, options.vae_clip_iterations),
-            (5, 2, False, options.vae_decoder_iterations),
+            # A decoder that never saw a long clip drifts in colour towards its end.
+            (FRAMES, 1, False, options.vae_decoder_iterations),
         ]
-        train_vae(pipe.vae, work, stages, device, options.seed)
+        train_vae(pipe.vae, work, vae_stages, device, options.seed)
         images = encode(pipe.vae, work, "images", options.images, 1, device, options.seed + 1)
         videos = encode(pipe.vae, work, "clips", options.clips, FRAMES, device, options.seed + 2)
         sample = videos["latents"].float()
@@ -348,10 +349,14 @@ def main() -> None:
     }
     (options.out / "clip.json").write_text(json.dumps(clip, indent=1) + "\n")
     if not options.untrained:
+        vae_seen = [
+            f"{batch * iterations} × {frames} frames" + ("" if whole else " (decoder alone)")
+            for frames, batch, whole, iterations in vae_stages
+        ]
         seen = {
-            "vae": f"{8 * options.vae_image_iterations} frames, {options.vae_clip_iterations} 9-frame "
-            f"clips, then {2 * options.vae_decoder_iterations} 5-frame clips for the decoder alone",
-            "denoiser": f"{64 * options.image_iterations} frames, then {16 * options.clip_iterations} clips",
+            "vae": ", ".join(vae_seen),
+            "denoiser": f"{64 * options.image_iterations} × 1 frame, "
+            f"{16 * options.clip_iterations} × {FRAMES} frames",
         }
         facts = {
             "seen": seen,
