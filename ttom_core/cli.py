@@ -112,6 +112,15 @@ def _tell(layout: Layout) -> None:
         print(f"  not understood: {sentence}")
 
 
+def _quiet() -> None:
+    """Leave the terminal to our own bars: a model's parts load without one each."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
 def _plan(options: argparse.Namespace) -> None:
     import numpy as np
 
@@ -138,6 +147,7 @@ def _generate(options: argparse.Namespace) -> None:
     from .layout import Layout
     from .planner import plan
 
+    _quiet()
     settings = _settings(options)
     layout = Layout.load(options.layout) if options.layout else plan(options.prompt)
     _tell(layout)
@@ -214,6 +224,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     from .evaluation.evaluate import evaluate, figures, load_prompts, markdown
 
+    _quiet()
     settings = _settings(options)
     prompts = load_prompts(options.prompts, options.limit)
     with tqdm(total=len(prompts), desc="evaluate") as bar:

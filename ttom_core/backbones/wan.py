@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,10 @@ class WanBackbone:
     def from_folder(cls, folder: Path, device: str | None, dtype: torch.dtype | None) -> WanBackbone:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
-        pipeline = WanPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+        with warnings.catch_warnings():
+            # Newer releases prefer `dtype`, which the oldest that we take do not know.
+            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
+            pipeline = WanPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
         clip = folder / "clip.json"  # what the model was trained to make; Wan's own is 16 frames a second
         fps = json.loads(clip.read_text())["fps"] if clip.exists() else 16
         return cls(pipeline.to(device), fps)
