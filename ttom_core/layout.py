@@ -154,7 +154,7 @@ class Layout(_Value):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
-        part.write_text(self.to_json() + "\n")
+        part.write_text(self.to_json() + "\n", encoding="utf-8")
         part.replace(path)
 
     @classmethod

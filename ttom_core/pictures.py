@@ -1,4 +1,4 @@
-"""Pictures where people would rather look: layouts on frames, heat maps, strips, loss curves, videos.
+"""Pictures where people would rather look: layouts on frames, heat maps, strips, curves, videos.
 
 Frames are uint8 [F, H, W, 3] throughout.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .errors import TTOMError
 from .layout import Layout, frame_times
 
 # Distinct on dark and light, and under the common colour blindnesses (Okabe and Ito 2008).
@@ -27,7 +28,14 @@ WIDE = 256  # small frames are enlarged to about this width
 
 
 def enlarge(frames: np.ndarray, width: int = WIDE) -> np.ndarray:
-    """Whole-number nearest-neighbour enlargement to at least `width`; larger frames stay as they are."""
+    """Whole-number nearest-neighbour enlargement to at least `width`; larger frames stay.
+
+    TTOMError when these are no frames: uint8 [F, H, W, 3], none of them 0.
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size or frames.dtype != np.uint8:
+        raise TTOMError(
+            f"Frames must be uint8 [F, H, W, 3], not {frames.dtype} {list(frames.shape)}; convert them."
+        )
     factor = max(1, -(-width // frames.shape[2]))
     return frames.repeat(factor, 1).repeat(factor, 2)
 
@@ -38,7 +46,6 @@ def draw_layout(frames: np.ndarray, layout: Layout) -> np.ndarray:
     _, height, width, _ = frames.shape
     boxes = layout.boxes(frame_times(len(frames)))
     phrases = layout.phrases
-    font = ImageFont.load_default(size=max(11, width // 20))
     drawn = []
     for f, frame in enumerate(frames):
         image = Image.fromarray(frame)
@@ -47,75 +54,126 @@ def draw_layout(frames: np.ndarray, layout: Layout) -> np.ndarray:
             if np.isnan(x):
                 continue
             colour = COLOURS[phrases.index(item.phrase) % len(COLOURS)]
-            corners = (x * width, y * height, (x + w) * width - 1, (y + h) * height - 1)
-            draw.rectangle(corners, outline=colour, width=max(2, width // 96))
-            place = (corners[0] + 3, corners[1] + 2)
-            back = draw.textbbox(place, item.id, font=font)
-            shift = min(0, width - 2 - back[2])
-            draw.rectangle((back[0] - 2 + shift, back[1] - 1, back[2] + 2 + shift, back[3] + 1), fill=colour)
-            draw.text((place[0] + shift, place[1]), item.id, fill=(0, 0, 0), font=font)
+            left, top = x * width, y * height
+            right, bottom = max(left, left + w * width - 1), max(top, top + h * height - 1)
+            draw.rectangle((left, top, right, bottom), outline=colour, width=max(2, width // 96))
+            _label(draw, item.id, (left + 3, top + 2), colour, (width, height), right - left)
         drawn.append(np.asarray(image))
     return np.stack(drawn)
 
 
-def heatmap(frames: np.ndarray, maps: np.ndarray) -> np.ndarray:
-    """Maps [τ, h, w] in colour over greyed frames; each frame takes its nearest latent frame's map."""
+def _label(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    place: tuple[float, float],
+    colour: tuple[int, int, int],
+    canvas: tuple[int, int],
+    room: float,
+) -> None:
+    """Black on the box's colour, small where the box is, shifted so that its beginning shows."""
+    size = max(11, canvas[0] // 20)
+    if (wide := draw.textlength(text, font=ImageFont.load_default(size=size))) > room:
+        size = max(9, int(size * room / wide))
+    font = ImageFont.load_default(size=size)
+    left, top, right, bottom = draw.textbbox(place, text, font=font)
+    dx = max(min(0.0, canvas[0] - 2 - right), 2 - left)
+    dy = min(0.0, canvas[1] - 2 - bottom)
+    draw.rectangle((left - 2 + dx, top - 1 + dy, right + 2 + dx, bottom + 1 + dy), fill=colour)
+    draw.text((place[0] + dx, place[1] + dy), text, fill=(0, 0, 0), font=font)
+
+
+def heatmap(frames: np.ndarray, maps: np.ndarray, peak: float | None = None) -> np.ndarray:
+    """Maps [τ, h, w] in colour over greyed frames; each frame takes its nearest latent frame's map.
+
+    The brightest colour stands for `peak`, by default the largest value: pass one to compare maps.
+    """
     from matplotlib import colormaps
 
     frames = enlarge(frames)
+    maps = np.nan_to_num(np.asarray(maps, float))
+    if maps.ndim != 3 or not maps.size:
+        raise TTOMError(f"Maps must be [frames, height, width], not {list(maps.shape)}.")
     count, height, width, _ = frames.shape
-    peak = max(float(maps.max()), 1e-12)
+    peak = max(float(maps.max()) if peak is None else peak, 1e-12)
     drawn = []
     for f, frame in enumerate(frames):
         latent = round(f / max(count - 1, 1) * (len(maps) - 1))
-        grey = Image.fromarray((maps[latent] / peak * 255).astype(np.uint8))
-        level = np.asarray(grey.resize((width, height), Image.Resampling.BICUBIC)) / 255
-        heat = colormaps["inferno"](level)[..., :3] * 255
+        level = Image.fromarray((maps[latent] / peak).clip(0, 1).astype(np.float32))
+        smooth = np.asarray(level.resize((width, height), Image.Resampling.BICUBIC)).clip(0, 1)
+        heat = colormaps["inferno"](smooth)[..., :3] * 255
         drawn.append(0.3 * frame.mean(-1, keepdims=True) + 0.7 * heat)
     return np.stack(drawn).clip(0, 255).astype(np.uint8)
 
 
 def strip(rows: Mapping[str, np.ndarray], columns: int = 6) -> Image.Image:
-    """Labelled rows of evenly spaced frames in one picture."""
-    rows = {label: enlarge(frames, 128) for label, frames in rows.items()}
-    height, width = max(r.shape[1] for r in rows.values()), max(r.shape[2] for r in rows.values())
+    """Labelled rows of evenly spaced frames in one picture; a shorter clip shows all it has."""
+    if not rows:
+        raise TTOMError("A strip needs at least one row of frames.")
+    big = {label: enlarge(frames, 128) for label, frames in rows.items()}
+    columns = min(columns, max(len(frames) for frames in big.values()))
+    height, width = (max(frames.shape[side] for frames in big.values()) for side in (1, 2))
     gap, top = 4, 26
-    sheet = Image.new("RGB", (columns * (width + gap) - gap, len(rows) * (height + top)), "white")
+    size = (columns * (width + gap) - gap, len(big) * (height + top))
+    sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=16)
-    for r, (label, frames) in enumerate(rows.items()):
+    for r, (label, frames) in enumerate(big.items()):
         y = r * (height + top)
         draw.text((4, y + 4), label, fill="black", font=font)
-        for c, f in enumerate(np.linspace(0, len(frames) - 1, columns).round().astype(int)):
+        shown = np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)
+        for c, f in enumerate(shown):
             sheet.paste(Image.fromarray(frames[f]), (c * (width + gap), y + top))
     return sheet
 
 
-def loss_curve(rows: Sequence[Any], path: Path) -> None:
+def loss_curve(rows: Sequence[Any], path: str | Path) -> None:
     """The loss of every iteration (rows with step, sigma, loss), the denoising steps marked."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot(range(len(rows)), [row.loss for row in rows], marker=".", color="#0072B2")
-    for index, row in enumerate(rows):
-        if index == 0 or rows[index - 1].step != row.step:
-            axes.axvline(index, color="0.8", zorder=0)
-            axes.text(index, 1.01, f"σ {row.sigma:.2f}", transform=axes.get_xaxis_transform(), fontsize=7)
-    axes.set(xlabel="iteration", ylabel="alignment loss", ylim=(0, None))
+    starts = [i for i, row in enumerate(rows) if i == 0 or rows[i - 1].step != row.step]
+    for place, index in enumerate(starts):
+        axes.axvline(index, color="0.8", zorder=0)
+        if place % -(-len(starts) // 10) == 0:  # more labels than ten would run into each other
+            sigma = f"σ {rows[index].sigma:.2f}"
+            axes.text(index, 1.01, sigma, transform=axes.get_xaxis_transform(), fontsize=7)
+    axes.set(xlabel="iteration", ylabel="alignment loss")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=110)
 
 
-def save_video(frames: np.ndarray, path: Path, fps: int) -> None:
-    """H.264 mp4 that browsers play; small frames are enlarged, odd sizes padded by the encoder's rule."""
+def save_video(frames: np.ndarray, path: str | Path, fps: float) -> None:
+    """H.264 mp4 that browsers play, whole or not at all; small frames are enlarged.
+
+    The codec wants even sides: an odd row or column is repeated.
+    """
     import imageio.v2 as imageio
 
+    if not fps > 0:
+        raise TTOMError(f"A video needs more than 0 frames a second, not {fps}.")
     frames = enlarge(frames)
-    frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
-    part = Path(path).with_suffix(".part.mp4")
-    with imageio.get_writer(part, fps=fps, codec="libx264", quality=8, macro_block_size=2) as writer:
-        for frame in frames:
-            writer.append_data(frame)  # type: ignore[attr-defined]
-    part.replace(path)
+    _, height, width, _ = frames.shape
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    path = Path(path)
+    part = path.with_name(path.stem + ".part.mp4")
+    try:
+        with imageio.get_writer(
+            part,
+            fps=fps,
+            codec="libx264",
+            quality=8,
+            pixelformat="yuv420p",
+            macro_block_size=2,
+            output_params=["-movflags", "+faststart"],
+        ) as writer:
+            for frame in frames:
+                writer.append_data(frame)  # type: ignore[attr-defined]
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

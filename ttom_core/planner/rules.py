@@ -1,441 +1,522 @@
 """The offline rule planner: plain English → Layout, without a model.
 
-It reads noun phrases ("two red circles", "a vibrant balloon") and what stands between them: counts,
-motions, relations, actions. What it cannot read it says in `Layout.unresolved` and leaves out.
+It reads noun phrases with their counts, and the motions, directions, relations and meetings that
+stand between them. What it cannot read it says in `Layout.unresolved` and leaves out; where the
+prompt leaves a choice (which lane, which side), it chooses.
 """
 
 from __future__ import annotations
 
-import math
-import random
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..errors import TTOMError
-from ..layout import Box, Keyframe, Layout, TrackedObject
+from ..layout import Layout, TrackedObject
+from .placing import Actor, Bond, Relation, place
+from .words import CAMERA, MAX_COUNT, SCENERY, Noun, Step, Word, read_words
+
+MAX_OBJECTS = 24
+MAX_LENGTH = 5000  # characters; longer than any text encoder reads
+IMPLIED: dict[str, Step] = {"fall": (0, 1), "rise": (0, -1)}
+PAIRS = {"follow": "follow", "push": "follow", "approach": "approach", "away": "depart"}
 
 
 class PlanError(TTOMError):
     """A prompt from which no layout can be planned."""
 
 
-NUMBERS = {
-    word: n
-    for n, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())
-} | {"a": 1, "an": 1, "the": 1, "another": 1, "single": 1}
-MAX_COUNT = 12
+def plan_by_rules(prompt: str, seed: int = 0) -> Layout:
+    """Plan a layout for a prompt; PlanError when it is empty or names no object.
 
-# Unit steps, y down. Longer wordings first: "from left to right" must not be read as "left".
-DIRECTIONS: list[tuple[str, tuple[int, int]]] = [
-    (r"(?:from )?(?:the )?left to (?:the )?right", (1, 0)),
-    (r"(?:from )?(?:the )?right to (?:the )?left", (-1, 0)),
-    (r"(?:from )?(?:the )?top to (?:the )?bottom", (0, 1)),
-    (r"(?:from )?(?:the )?bottom to (?:the )?top", (0, -1)),
-    (r"(?:up(?:wards?)?|upper)[ -](?:and )?(?:to the )?right(?:wards?)?", (1, -1)),
-    (r"(?:up(?:wards?)?|upper)[ -](?:and )?(?:to the )?left(?:wards?)?", (-1, -1)),
-    (r"(?:down(?:wards?)?|lower)[ -](?:and )?(?:to the )?right(?:wards?)?", (1, 1)),
-    (r"(?:down(?:wards?)?|lower)[ -](?:and )?(?:to the )?left(?:wards?)?", (-1, 1)),
-    (r"(?:to(?:wards?)? the |on the )?right(?:wards?)?", (1, 0)),
-    (r"(?:to(?:wards?)? the |on the )?left(?:wards?)?", (-1, 0)),
-    (r"up(?:wards?)?|to the top", (0, -1)),
-    (r"down(?:wards?)?|to the bottom", (0, 1)),
-]
-RELATIONS: list[tuple[str, tuple[int, int]]] = [
-    (r"(?:to|on) the left (?:side )?of|left of", (-1, 0)),
-    (r"(?:to|on) the right (?:side )?of|right of", (1, 0)),
-    (r"above|over|on top of|atop", (0, -1)),
-    (r"below|under|underneath|beneath", (0, 1)),
-    (r"beside|next to|near|alongside|by", (-1, 0)),
-    (r"in front of", (0, 1)),
-    (r"behind", (0, -1)),
-    (r"on", (0, -1)),
-]
-MOVES = (
-    r"(?:move|drift|slide|fly|flie|run|walk|roll|float|travel|go|goe|glide|swim|drive|sail|race|jog|hop"
-    r"|march|crawl|dash|cross|crosse)s?"
-)
-FALLS = r"(?:fall|drop|sink|descend|dive)s?"
-RISES = r"(?:rise|climb|ascend|lift|soar)s?"
-STILL = r"(?:stays?|stands?|rests?|remains?|sits?|lies?|waits?)(?: (?:still|there|in place|motionless))?"
-BOUNCE = r"(?:bounces?|jumps?)(?: up and down)?"
-CIRCLE = r"moves? in a circle|circle around|(?:circles|orbits?|spins?|revolves?)(?: around| in a circle)?"
-ZIGZAG = r"zig-?zags?"
-GROW = r"(?:grows?|expands?|swells?|inflates?)(?: (?:bigger|larger))?|gets? (?:bigger|larger)"
-SHRINK = r"(?:shrinks?|contracts?|deflates?)|(?:gets?|grows?) smaller"
-TOWARDS = (
-    rf"(?:{MOVES} )?towards? (?:each other|one another)|approach(?:es)? (?:each other|one another)|meets?"
-)
-AWAY = rf"(?:{MOVES} )?(?:away from|apart from) (?:each other|one another)|{MOVES} apart|separates?"
-FOLLOWS = r"follows?|chases?"
-PUSHES = r"pushes|push"
-TURNS = r"(?:turns?|becomes?|changes? (?:colou?r )?(?:from \w+ )?to) \w+"
-VERBS = "|".join(
-    (TOWARDS, AWAY, FOLLOWS, PUSHES, BOUNCE, CIRCLE, ZIGZAG, SHRINK, GROW, TURNS, STILL, FALLS, RISES, MOVES)
-)
-# Words that end a noun phrase though they name no verb of ours.
-ENDS = set(
-    "and while as with in on at to of from into onto over under above below beside next near between "
-    "behind by is are was were has have then but that which who through across along around towards "
-    "toward away up down left right below beneath underneath atop alongside when before after for".split()
-)
-FILLER = set(
-    "and while as with is are the a an then slowly quickly gently steadily smoothly side by each other "
-    "there in it scene video of screen frame across".split()
-)
-BACKGROUND = re.compile(r",? (?:on|against|in front of) (?:a|an|the) ([\w\- ]*?)background\b", re.I)
-WORD = re.compile(r"[A-Za-z0-9][\w'\-]*|[,.;]")
-
-Track = Callable[[float, float, float], list[tuple[float, float, float, float]]]
+    >>> [o.id for o in plan_by_rules("two red circles above a cube").objects]
+    ['red circle 1', 'red circle 2', 'cube 1']
+    """
+    if not prompt.strip():
+        raise PlanError("The prompt is empty; describe what the video should show.")
+    if len(prompt) > MAX_LENGTH:
+        raise PlanError(f"The prompt has {len(prompt)} characters; shorten it to {MAX_LENGTH}.")
+    reader = _Reader()
+    for word in read_words(prompt):
+        reader.read(word)
+    reader.finish()
+    if not reader.actors:
+        shown = prompt if len(prompt) <= 80 else prompt[:77] + "..."
+        raise PlanError(f"No object was found in {shown!r}; name what should be seen, as in 'a red ball'.")
+    tracks, broken = place(reader.actors, reader.bonds, reader.relations, seed)
+    for relation in broken:
+        a, b = (reader.actors[i].noun.phrase for i in (relation.a, relation.b))
+        reader.note(f"Where {a!r} is from {b!r} contradicts the rest; it was left out.")
+    objects: list[TrackedObject] = []
+    seen: dict[str, int] = {}
+    for actor, instances in zip(reader.actors, tracks, strict=True):
+        name = actor.noun.name
+        for keyframes in instances:
+            seen[name] = seen.get(name, 0) + 1
+            objects.append(
+                TrackedObject(
+                    id=f"{name} {seen[name]}",
+                    name=name,
+                    phrase=actor.noun.phrase,
+                    keyframes=keyframes,
+                    enter=actor.enter,
+                    leave=actor.leave,
+                )
+            )
+    return Layout(
+        prompt=prompt,
+        objects=tuple(objects),
+        background=", ".join(dict.fromkeys(reader.background)),
+        planner="rules",
+        unresolved=tuple(dict.fromkeys(reader.unresolved)),
+    )
 
 
 @dataclass
-class _Noun:
-    """A noun phrase and what was read about it."""
+class _Motion:
+    """The motion that is being read: whose it is, and whether its direction was said."""
 
-    phrase: str
-    count: int
-    direction: tuple[int, int] | None = None
-    action: str | None = None  # bounce, circle, zigzag, grow, shrink
-    relation: tuple[tuple[int, int], int] | None = None  # the step from noun [index] to this one
-    centre: tuple[float, float] | None = None
-    size: float = 0.27
-    spread: list[tuple[float, float]] = field(default_factory=list)
-
-    @property
-    def moves(self) -> bool:
-        return self.direction is not None or self.action in ("bounce", "circle", "zigzag")
-
-    @property
-    def name(self) -> str:
-        plural = self.count > 1 and self.phrase.endswith("s") and not self.phrase.endswith("ss")
-        return self.phrase[:-1] if plural else self.phrase
+    kind: str
+    text: str
+    actors: list[int]
+    step: Step | None = None
+    said: bool = False
+    noted: bool = False  # it is in the list of what was not understood
 
 
-def plan_by_rules(prompt: str, seed: int = 0) -> Layout:
-    """Plan a layout for a prompt; PlanError when it is empty or names no object."""
-    if not prompt.strip():
-        raise PlanError("The prompt is empty; describe what the video should show.")
-    text = " ".join(prompt.split())
-    found = BACKGROUND.search(text)
-    background = found.group(1).strip() if found else ""
-    body = BACKGROUND.sub("", text)
-    nouns, gaps = _noun_phrases(body)
-    if not nouns:
-        raise PlanError(
-            f"No object was found in {prompt!r}; name things with a, the or a number, as in 'a red ball'."
-        )
-    unresolved = [f"{n.count} × {n.phrase!r} is more than {MAX_COUNT}" for n in nouns if n.count > MAX_COUNT]
-    if unresolved:
-        raise PlanError(f"{unresolved[0]}, the most that can be laid out; ask for fewer.")
-    unresolved = _read(nouns, gaps)
-    _place(nouns)
-    jitter = random.Random(seed) if seed else None
-    objects = [item for noun in nouns for item in _objects(noun, jitter)]
-    seen: dict[str, int] = {}
-    named = []
-    for item in objects:
-        seen[item.name] = seen.get(item.name, 0) + 1
-        named.append(item.model_copy(update={"id": f"{item.name} {seen[item.name]}"}))
-    return Layout(
-        prompt=prompt,
-        objects=tuple(named),
-        background=background,
-        planner="rules",
-        unresolved=tuple(unresolved),
-    )
+@dataclass
+class _Waiting:
+    """A relation, bond or preposition that waits for the noun it is about."""
+
+    kind: str
+    text: str
+    actors: list[int]
+    step: Step | None = None
+    found: int | None = None  # the first of two nouns something is between
 
 
-# Reading ------------------------------------------------------------------------------------------
+class _Reader:
+    """Reads one meaning after the other and remembers who is being talked about."""
 
+    def __init__(self) -> None:
+        self.actors: list[Actor] = []
+        self.bonds: list[Bond] = []
+        self.relations: list[Relation] = []
+        self.background: list[str] = []
+        self.unresolved: list[str] = []
+        self.subjects: list[int] = []
+        self.motion: _Motion | None = None
+        self.waiting: _Waiting | None = None
+        self.fronted: tuple[_Waiting, int] | None = None  # "above a statue, a balloon …"
+        self.told = False  # the subjects have a predicate: the next noun is a new subject
+        self.joint = "clause"
+        self.camera = False
+        self.unknown: list[str] = []
+        self.last: int | None = None
 
-def _noun_phrases(text: str) -> tuple[list[_Noun], list[str]]:
-    """The noun phrases and the text after each of them, up to the next."""
-    words = list(WORD.finditer(text))
-    nouns: list[_Noun] = []
-    gaps: list[str] = []
-    index, gap_start = 0, 0
-    while index < len(words):
-        word = words[index].group().lower()
-        count = int(word) if word.isdigit() else NUMBERS.get(word)
-        if not count:
-            index += 1
-            continue
-        end = index + 1
-        while end < len(words) and _in_phrase(words, index, end, text):
-            end += 1
-        if end == index + 1 or _is_place(words, index):
-            index += 1
-            continue
-        if nouns:
-            gaps.append(text[gap_start : words[index].start()])
-        phrase = text[words[index + 1].start() : words[end - 1].end()]
-        nouns.append(_Noun(phrase, count))
-        gap_start, index = words[end - 1].end(), end
-    if nouns:
-        gaps.append(text[gap_start:])
-    return nouns, gaps
+    def note(self, sentence: str) -> None:
+        self.unresolved.append(sentence)
 
+    def left_out(self, text: str) -> None:
+        self.note(f"{text!r} was not understood; it was left out.")
 
-def _is_place(words: Sequence[re.Match[str]], index: int) -> bool:
-    """Whether this article names a place or a manner, no object: the left, the screen, in a circle."""
-    before = words[index - 1].group().lower() if index else ""
-    following = words[index + 1].group().lower() if index + 1 < len(words) else ""
-    if before == "in" and following in {"circle", "spiral", "row", "line", "hurry"}:
-        return True
-    return following in {"left", "right", "top", "bottom", "screen", "frame", "other", "way"}
+    # One method a kind of word ---------------------------------------------------------------------
 
+    def read(self, word: Word) -> None:
+        if self.camera:
+            if word.kind == "joint" and word.text in ".;!?":
+                self.camera = False
+            return
+        if word.kind == "unknown":
+            self.unknown.append(word.text)
+            self.told = True
+            return
+        if word.kind not in ("filler", "frame"):
+            self._flush()
+        getattr(self, f"on_{word.kind}")(word)
 
-def _in_phrase(words: Sequence[re.Match[str]], start: int, end: int, text: str) -> bool:
-    """Whether the word at `end` still belongs to the noun phrase that starts at `start`."""
-    word = words[end].group().lower()
-    if not word[0].isalpha() or word in ENDS or word in NUMBERS or end - start > 5:
-        return False
-    first = end == start + 1
-    if first:
-        return word not in {"left", "right", "top", "bottom", "screen", "frame", "other"}
-    singular = words[start].group().lower() in {"a", "an", "one", "1", "another", "the"}
-    if re.match(rf"(?:{VERBS})\b", text[words[end].start() :], re.I):
-        # "two red circles": a plural noun that is also a verb is a noun after a number.
-        return not singular and word == "circles"
-    # An unknown verb after a singular subject: "a dog barks". It is reported, not laid out.
-    return not (singular and word.endswith("s") and not word.endswith(("ss", "us"))) and not word.endswith(
-        "ing"
-    )
+    def finish(self) -> None:
+        self._flush()
+        self._end_motion()
+        self._drop_waiting()
+        if self.fronted:
+            self.left_out(self.fronted[0].text)
+        for index, actor in enumerate(self.actors):
+            if not actor.noun.motion or actor.moves or actor.resize or self._bonded(index):
+                continue
+            self._act(actor.noun.motion, actor.noun.motion, [index])  # "a bouncing ball"
+            self._end_motion()
 
+    def _flush(self) -> None:
+        if self.unknown:
+            self.left_out(" ".join(self.unknown))
+            self.unknown = []
 
-def _read(nouns: list[_Noun], gaps: list[str]) -> list[str]:
-    """Fill in what the text between the noun phrases says; returns what was not understood."""
-    unresolved: list[str] = []
-    group: list[int] = []
-    for index, gap in enumerate(gaps):
-        group.append(index)
-        rest = f" {gap.strip().lower()} "
-        if re.fullmatch(r"[ ,]*(?:and|,)?[ ,]*", rest) and index + 1 < len(nouns):
-            continue  # a list of subjects: the predicate comes after the last
-        members, group = [nouns[i] for i in group], []
-        follower = index + 1 if index + 1 < len(nouns) else None
+    def on_filler(self, word: Word) -> None:
+        pass
 
-        def take(pattern: str) -> re.Match[str] | None:
-            nonlocal rest
-            match = re.search(rf"(?<!\w)(?:{pattern})(?!\w)", rest)
-            if match:
-                rest = rest[: match.start()] + " " + rest[match.end() :]
-            return match
+    def on_frame(self, word: Word) -> None:
+        self.waiting = None if self.waiting and self.waiting.kind == "preposition" else self.waiting
 
-        joined = re.sub(r"[ ,.;]+(?:and|while|as|but)?[ ,.;]*$", "", rest)
-        if follower is not None and rest.strip(" ,") and not rest.rstrip().endswith(("and", "while", ",")):
-            for pattern, step in RELATIONS:
-                if re.search(rf"(?<!\w)(?:{pattern})$", joined):
-                    rest = re.sub(rf"(?<!\w)(?:{pattern})$", " ", joined)
-                    for member in members:
-                        member.relation = (step, follower)
-                    break
-        closing = take(TOWARDS) if len(members) > 1 else None
-        if closing or (len(members) > 1 and take(AWAY)):
-            sign = 1 if closing else -1
-            for place, member in enumerate(members[:2]):
-                member.direction = (sign * (1 if place == 0 else -1), 0)
-                member.action = "meet" if sign > 0 else "part"
-        elif follower is not None and take(f"{FOLLOWS}|{PUSHES}"):
-            members[0].action, nouns[follower].action = "behind", "ahead"
-            members[0].relation = ((0, 0), follower)
-        elif take(ZIGZAG):
-            _each(members, action="zigzag")
-        elif take(BOUNCE):
-            _each(members, action="bounce")
-        elif take(CIRCLE):
-            _each(members, action="circle")
-        elif take(SHRINK):
-            _each(members, action="shrink")
-        elif take(GROW):
-            _each(members, action="grow")
-        elif take(TURNS) or take(STILL):
-            pass
-        else:
-            verb = take(FALLS) or take(RISES) or take(MOVES)
-            for pattern, step in DIRECTIONS:
-                if take(pattern):
-                    _each(members, direction=step)
-                    break
+    def on_background(self, word: Word) -> None:
+        self._drop_waiting()
+        if word.value:
+            self.background.append(word.value)
+
+    def on_joint(self, word: Word) -> None:
+        if self.waiting and self.waiting.found is None:
+            self._drop_waiting()
+        self.joint = word.value
+        if word.value == "clause":
+            self.told = True
+            self._end_motion()
+        elif word.value == "then":
+            self._end_motion()
+
+    def on_pronoun(self, word: Word) -> None:
+        if word.text in ("they", "them") and len(self.actors) > 1:
+            self.subjects = list(range(len(self.actors)))
+        elif word.text in ("which", "who", "that") and self.last is not None:
+            self.subjects = [self.last]
+        self._end_motion()
+        self.told = True
+
+    def on_noun(self, word: Word) -> None:
+        noun: Noun = word.value
+        if noun.head in CAMERA and self.waiting:
+            self.left_out(f"{self.waiting.text} {word.text}")
+            self.waiting = None
+            return
+        if noun.head in CAMERA:
+            self.camera = True
+            self.note(f"{word.text!r}: how the camera moves is not laid out.")
+            return
+        waiting = self.waiting
+        scenery = noun.head in SCENERY or noun.head.rstrip("s") in SCENERY
+        if scenery and waiting and waiting.kind in ("preposition", "relation"):
+            around = waiting.text.lower() not in ("to", "towards", "toward")
+        else:  # "a cat at night", "a dog, sunset"
+            bare = noun.phrase.lower() == noun.head and not noun.definite and not waiting
+            around = scenery and bare and (self.joint != "clause" or bool(self.actors))
+        if around:
+            self.background.append(noun.phrase)
+            self.waiting = None
+            return
+        if waiting and waiting.kind == "preposition" and not self._preposed(waiting, noun, word):
+            return
+        index = self._add(noun, word)
+        if index is None:
+            self.waiting = None
+            return
+        if self.waiting:
+            self._resolve(index)
+        elif self.motion and self.joint == "" and self.motion.kind not in ("still",):
+            if self.motion.kind == "circle":  # "orbits a planet"
+                self._bind(_Waiting("orbit", self.motion.text, self.motion.actors), index)
             else:
-                if verb:
-                    down = re.fullmatch(FALLS, verb.group())
-                    up = re.fullmatch(RISES, verb.group())
-                    if down or up:
-                        _each(members, direction=(0, 1 if down else -1))
-                    else:
-                        unresolved.append(f"{verb.group()!r} says no direction; it was left out.")
-        left = [w for w in re.findall(r"[a-z'\-]+", rest) if w not in FILLER]
-        if left:
-            unresolved.append(f"{' '.join(left)!r} was not understood; it was left out.")
-    _chase(nouns)
-    return unresolved
+                self.left_out(f"{self.motion.text} {word.text}")
+                self.motion.noted = True
+        elif self.told or self.fronted:
+            self._end_motion()
+            self.subjects, self.told = [index], False
+        else:
+            self.subjects.append(index)
+        if self.fronted and index != self.fronted[1]:
+            waiting, other = self.fronted
+            self.fronted = None
+            if waiting.step:
+                self.relations.append(Relation(index, other, waiting.step))
+        self.last = index
+        self.joint = ""
 
+    def _preposed(self, waiting: _Waiting, noun: Noun, word: Word) -> bool:
+        """Read "towards a cat" and its like; whether the noun is an object of its own."""
+        text, self.waiting = waiting.text.lower(), None
+        whole = f"{waiting.text} {word.text}"
+        moving = self.motion and self.motion.kind in ("go", "circle", "fall", "rise")
+        if text in ("towards", "toward", "to") and moving:
+            self.waiting = _Waiting("approach", whole, waiting.actors)
+            return True
+        if text in ("around", "round") and moving:
+            self.waiting = _Waiting("orbit", whole, waiting.actors)
+            return True
+        if text in ("in", "inside", "at", "into", "within"):
+            self.background.append(noun.phrase)
+            self.note(f"{whole!r} was read as the background.")
+        elif text in ("with", "without", "of"):
+            self.note(f"{whole!r} is not laid out on its own.")
+        else:
+            self.left_out(whole)
+        return False
 
-def _each(members: list[_Noun], **values: object) -> None:
-    for member in members:
-        for name, value in values.items():
-            setattr(member, name, value)
+    def on_motion(self, word: Word) -> None:
+        kind, step = word.value
+        self._fix_direction(kind)
+        if kind == "sway" and self.motion and self.motion.kind in ("go", "bounce") and step:
+            if self.motion.kind == "go":
+                self.motion.kind, self.motion.step, self.motion.said = kind, step, True
+            return
+        plain = self.motion if self.motion and self.motion.kind == "go" else None
+        if plain and not plain.said and kind in ("circle", "zigzag"):  # "moves in a circle"
+            plain.kind = kind
+            return
+        if not self.subjects:
+            self.left_out(word.text)
+            return
+        if kind in ("meet", "part"):
+            self._meet(kind, word.text)
+        elif kind in ("follow", "push", "approach"):
+            self._end_motion()
+            self.waiting = _Waiting(PAIRS[kind], word.text, list(self.subjects))
+        else:
+            self._act(kind, word.text, list(self.subjects), step)
+        self.told, self.joint = True, ""
 
+    def _fix_direction(self, kind: str) -> None:
+        """A new verb ends the motion before it, except where it only says how."""
+        if kind in ("circle", "zigzag", "sway") and self.motion and self.motion.kind == "go":
+            return
+        if not (kind == "sway" and self.motion and self.motion.kind == "bounce"):
+            self._end_motion()
 
-def _chase(nouns: list[_Noun]) -> None:
-    """A follower and the followed share one direction, said after either; to the right if unsaid."""
-    for noun in nouns:
-        if noun.action == "behind" and noun.relation:
-            other = nouns[noun.relation[1]]
-            noun.direction = other.direction = other.direction or noun.direction or (1, 0)
+    def _act(self, kind: str, text: str, actors: list[int], step: Step | None = None) -> None:
+        if kind in ("enter", "leave"):
+            for i in actors:
+                if kind == "enter" and text.lower().startswith("enter"):
+                    continue  # it comes in from somewhere; the clip starts with it
+                self.actors[i].enter = 0.5 if kind == "enter" else self.actors[i].enter
+                self.actors[i].leave = 0.5 if kind == "leave" else self.actors[i].leave
+            if text.lower().startswith("enter"):
+                self.motion = _Motion("go", text, actors)
+            return
+        if kind in ("grow", "shrink"):
+            for i in actors:
+                if self.actors[i].resize not in (None, kind):
+                    self.left_out(text)
+                self.actors[i].resize = self.actors[i].resize or kind
+            return
+        implied = IMPLIED.get(kind)
+        self.motion = _Motion("go" if implied else kind, text, actors, step or implied, bool(step))
 
+    def on_direction(self, word: Word) -> None:
+        step: Step = word.value
+        motion = self.motion
+        if motion and motion.kind == "still":
+            self.on_place(word)
+        elif motion and motion.step is None:
+            motion.step, motion.said = step, True
+        elif motion and not motion.said and motion.step:
+            combined = (motion.step[0] or step[0], motion.step[1] or step[1])
+            if motion.step[1] * step[1] < 0:
+                self.left_out(word.text)
+            motion.step, motion.said = combined, True
+        elif motion and self.joint in ("then", "and"):  # "moves right, then up"
+            actors = motion.actors
+            self._end_motion()
+            self.motion = _Motion("go", word.text, actors, step, True)
+        elif motion and motion.step == step:
+            pass
+        elif not motion and self.joint == "then" and self.subjects and self.told:
+            self.motion = _Motion("go", word.text, list(self.subjects), step, True)
+        elif not motion and (bond := self._open_bond()) is not None:
+            self.bonds[bond] = Bond(self.bonds[bond].kind, self.bonds[bond].a, self.bonds[bond].b, step)
+        elif motion or not self.subjects:
+            self.left_out(word.text)
+        elif (
+            " to " in f" {word.text.lower()} "
+            and word.text.lower().count(" ") > 1
+            and (re.search(r"\b(?:from|left to|right to|top to|bottom to)\b", word.text.lower()))
+        ):
+            self.motion = _Motion("go", word.text, list(self.subjects), step, True)
+            self.told = True
+        else:
+            self.on_place(word)
+        self.joint = ""
 
-# Placing ------------------------------------------------------------------------------------------
+    def _open_bond(self) -> int | None:
+        """The subjects' last bond whose direction was not said."""
+        for k in range(len(self.bonds) - 1, -1, -1):
+            bond = self.bonds[k]
+            if bond.a in self.subjects and bond.kind == "follow" and bond.step is None:
+                return k
+        return None
 
+    def on_place(self, word: Word) -> None:
+        if not self.subjects:
+            self.fronted = None
+            self.left_out(word.text)
+            return
+        for i in self.subjects if self.told or len(self.subjects) == 1 else self.subjects[-1:]:
+            if self.actors[i].place is not None:
+                self.left_out(word.text)
+            self.actors[i].place = self.actors[i].place or word.value
+        self.told = True
 
-def _place(nouns: list[_Noun]) -> None:
-    """Choose centres, sizes and, for counted nouns, one spot an instance."""
-    total = sum(n.count for n in nouns)
-    size = next(s for most, s in ((2, 0.27), (4, 0.23), (6, 0.19), (9, 0.16), (99, 0.13)) if total <= most)
-    for noun in nouns:
-        noun.size = size
-    related = [n for n in nouns if n.relation and n.action != "behind"]
-    movers = [n for n in nouns if n.moves]
-    if any(n.action in ("meet", "part") for n in nouns):
-        for noun in nouns:
-            noun.centre = (0.5, 0.5) if noun.moves else (0.5, 0.85)
-    elif any(n.action == "behind" for n in nouns):
-        for noun in nouns:
-            noun.centre = (0.5, 0.5)
-    elif related:
-        for noun in related:
-            (sx, sy), other = noun.relation  # type: ignore[misc]
-            noun.centre = (0.5 + 0.22 * sx, 0.5 + 0.22 * sy)
-            nouns[other].centre = (0.5 - 0.22 * sx, 0.5 - 0.22 * sy)
-    elif movers and len(nouns) > 1:
-        _lanes(nouns)
-    elif len(nouns) == 1 and (nouns[0].count == 1 or movers):
-        nouns[0].centre = (0.5, 0.5)
-    rows = [n for n in nouns if n.centre is None]
-    if rows and all(n.count == 1 for n in rows):
-        _row(rows, taken=[n.centre for n in nouns if n.centre])
-    elif rows:
-        _grid(rows)
-    for noun in nouns:
-        if noun.centre and noun.count > 1:
-            x, y = noun.centre
-            step = min(noun.size * 1.15, 0.9 / noun.count)
-            along = [(k - (noun.count - 1) / 2) * step for k in range(noun.count)]
-            sideways = noun.direction is not None and noun.direction[1] == 0
-            noun.spread = [(x, y + a) if sideways else (x + a, y) for a in along]
-            noun.size = min(noun.size, step / 1.1)
-        elif noun.centre:
-            noun.spread = [noun.centre]
+    def on_relation(self, word: Word) -> None:
+        self._wait("relation", word.text, word.value)
 
+    def on_between(self, word: Word) -> None:
+        self._wait("between", word.text)
 
-def _axis(noun: _Noun) -> str:
-    """The axis along which a noun needs room."""
-    if noun.action in ("bounce",) or (noun.direction and noun.direction[0] == 0):
-        return "y"
-    return "x" if noun.moves else ""
+    def on_away(self, word: Word) -> None:
+        self._wait("depart", word.text)
 
+    def on_preposition(self, word: Word) -> None:
+        self._wait("preposition", word.text)
 
-def _lanes(nouns: list[_Noun]) -> None:
-    """Give movers and still objects lanes that do not cross."""
-    axes = [_axis(n) for n in nouns]
-    if any(n.action == "circle" for n in nouns) or ("x" in axes and "y" in axes):
-        circle = any(n.action == "circle" for n in nouns)
-        spots = {"x": (0.34, 0.2), "y": (0.87, 0.58), "": (0.8, 0.8) if circle else (0.36, 0.8)}
-        for noun, axis in zip(nouns, axes, strict=True):
-            noun.size = min(noun.size, 0.23)
-            noun.centre = (0.32, 0.32) if noun.action == "circle" else spots[axis]
-        return
-    places = [(k + 0.5) / len(nouns) for k in range(len(nouns))]
-    for noun, place in zip(nouns, places, strict=True):
-        noun.centre = (0.5, place) if "x" in axes else (place, 0.5)
-    if len(nouns) > 2:
-        for noun in nouns:
-            noun.size = min(noun.size, 0.8 / len(nouns))
+    def _wait(self, kind: str, text: str, step: Step | None = None) -> None:
+        self._drop_waiting()
+        fronted = self.joint == "clause" and not self.motion
+        actors = [] if fronted else list(self.subjects)
+        # "a cat beside a dog above a tree": the second relation is the dog's.
+        direct = kind == "relation" and self.joint == "" and not self.motion
+        if direct and self.relations and self.last is not None and self.last not in self.subjects:
+            actors = [self.last]
+        self.waiting = _Waiting(kind, text, actors, step)
+        self.told = True
 
+    def _drop_waiting(self) -> None:
+        if self.waiting:
+            if self.waiting.text.lower() not in ("over", "by", "on", "up", "down", "around", "of"):
+                self.left_out(self.waiting.text)
+            self.waiting = None
 
-def _row(rows: list[_Noun], taken: list[tuple[float, float]]) -> None:
-    """Single still objects side by side; in a row of their own when others have places."""
-    y = 0.5 if not taken else 0.85
-    for k, noun in enumerate(rows):
-        noun.centre = ((k + 0.5) / len(rows), y)
-        noun.size = min(noun.size, 0.8 / len(rows))
+    def on_meet(self, word: Word) -> None:
+        self._meeting(word)
 
+    def on_part(self, word: Word) -> None:
+        self._meeting(word)
 
-def _grid(rows: list[_Noun]) -> None:
-    """Counted nouns: a row or more for each noun, every instance in a slot of its own."""
-    alone = len(rows) == 1
-    lines: list[tuple[_Noun, int]] = []
-    for noun in rows:
-        wide = math.ceil(math.sqrt(noun.count)) if alone and noun.count > 3 else min(noun.count, 4)
-        left = noun.count
-        while left > 0:
-            lines.append((noun, min(wide, left)))
-            left -= wide
-    for line, (noun, count) in enumerate(lines):
-        noun.spread += [((k + 0.5) / count, (line + 0.5) / len(lines)) for k in range(count)]
-        for other in rows:
-            other.size = min(other.size, 0.82 / max(count, len(lines)))
+    def _meeting(self, word: Word) -> None:
+        """ "… towards each other": the verb before it needs no direction of its own."""
+        self.motion = None
+        if self.subjects:
+            self._meet(word.kind, word.text)
+        else:
+            self.left_out(word.text)
 
+    def _meet(self, kind: str, text: str) -> None:
+        self._end_motion()
+        who = self.subjects
+        if len(who) == 1 and self.actors[who[0]].noun.count > 1:
+            who = [who[0], who[0]]
+        if len(who) != 2:
+            self.note(f"{text!r} is laid out for two, not for {len(who)}; it was left out.")
+        elif not self._bonded(who[0]) and not self._bonded(who[1]):
+            self.bonds.append(Bond(kind, who[0], who[1]))
+        elif not any({b.a, b.b} == set(who) and b.kind == kind for b in self.bonds):
+            self.left_out(text)
+        self.told, self.joint = True, ""
 
-# Tracks -------------------------------------------------------------------------------------------
+    def on_row(self, word: Word) -> None:
+        if len(self.subjects) == 2 and not self.motion:
+            self.relations.append(Relation(self.subjects[0], self.subjects[1], (-1, 0)))
+        self.told = True
 
+    def on_turn(self, word: Word) -> None:
+        """A change of colour moves nothing."""
+        if not self.subjects:
+            self.left_out(word.text)
+        self.told = True
 
-def _objects(noun: _Noun, jitter: random.Random | None) -> list[TrackedObject]:
-    objects = []
-    for x, y in noun.spread:
-        if jitter:
-            x, y = x + jitter.uniform(-0.04, 0.04), y + jitter.uniform(-0.04, 0.04)
-        keyframes = tuple(
-            Keyframe(time=t, box=Box.around(cx, cy, size)) for t, cx, cy, size in _track(noun, x, y)
-        )
-        objects.append(TrackedObject(id=noun.name, name=noun.name, phrase=noun.phrase, keyframes=keyframes))
-    return objects
+    # Who and what ----------------------------------------------------------------------------------
 
+    def _add(self, noun: Noun, word: Word) -> int | None:
+        """The actor of a noun phrase: a new one, or the one that was named before."""
+        same = [
+            i
+            for i, actor in enumerate(self.actors)
+            if actor.noun.phrase.lower() == noun.phrase.lower()
+            or (noun.phrase.lower() == noun.head and actor.noun.head == noun.head)
+        ]
+        if noun.definite and not noun.owned and len(same) == 1:
+            return same[0]
+        if noun.absent:
+            self.note(f"{word.text!r}: what is absent cannot be laid out.")
+            return None
+        if sum(a.noun.count for a in self.actors) + noun.count > MAX_OBJECTS:
+            self.note(f"{word.text!r} is more than the {MAX_OBJECTS} objects that can be laid out.")
+            return None
+        if len(noun.phrase) > 150:
+            self.left_out(noun.phrase[:60] + "...")
+            return None
+        if noun.vague:
+            if noun.count > MAX_COUNT:
+                why = f"is more than {MAX_COUNT}"
+                noun.count = 1
+            else:
+                why = "says no number"
+            self.note(f"{word.text!r} {why}; one box stands for all of them.")
+        self.actors.append(Actor(noun))
+        return len(self.actors) - 1
 
-def _track(noun: _Noun, x: float, y: float) -> list[tuple[float, float, float, float]]:
-    """Keyframes (time, centre x, centre y, size) of one instance around its place."""
-    s, (dx, dy) = noun.size, noun.direction or (0, 0)
-    if noun.action == "grow":
-        return [(0.0, x, y, 0.16), (1.0, x, y, 0.4)]
-    if noun.action == "shrink":
-        return [(0.0, x, y, 0.4), (1.0, x, y, 0.16)]
-    if noun.action == "bounce":
-        floor, height = 0.95 - s / 2, 0.42
-        return [(k / 16, x, floor - height * abs(math.sin(2 * math.pi * k / 16)), s) for k in range(17)]
-    if noun.action == "circle":
-        r = 0.2 if (x, y) == (0.5, 0.5) else 0.16
-        turns = [2 * math.pi * k / 16 - math.pi / 2 for k in range(17)]
-        cx, cy = (min(max(c, r + s / 2), 1 - r - s / 2) for c in (x, y))
-        return [(k / 16, cx + r * math.cos(a), cy + r * math.sin(a), s) for k, a in enumerate(turns)]
-    if noun.action == "zigzag":
-        low = s / 2 + 0.02
-        wave = [0, 1, 0, -1, 0, 1, 0, -1, 0]
-        cy = min(max(y, low + 0.125), 1 - low - 0.125)
-        return [(k / 8, low + (1 - 2 * low) * k / 8, cy + 0.125 * v, s) for k, v in enumerate(wave)]
-    if noun.action in ("meet", "part"):
-        outer, inner = 0.5 - dx * (0.48 - s / 2), 0.5 - dx * (s / 2 + 0.03)
-        if noun.action == "part":
-            outer, inner = 0.5 + dx * (s / 2 + 0.03), 0.5 + dx * (0.48 - s / 2)
-        return [(0.0, outer, y, s), (1.0, inner, y, s)]
-    if noun.action in ("behind", "ahead"):
-        gap = s / 2 + 0.03
-        reach = max(0.5 - gap - s / 2 - 0.02, 0.05)
-        shift = gap if noun.action == "ahead" else -gap
-        ends = [(-reach + shift, 0.0), (reach + shift, 1.0)]
-        return [(t, x + dx * along, y + dy * along, s) for along, t in ends]
-    if noun.direction:
-        half = 0.25 if not (dx and dy) else 0.23
-        x0, x1 = _run(x, dx, half, s)
-        y0, y1 = _run(y, dy, half, s)
-        return [(0.0, x0, y0, s), (1.0, x1, y1, s)]
-    return [(0.0, x, y, s)]
+    def _resolve(self, index: int) -> None:
+        """Close what waits for a noun."""
+        waiting = self.waiting
+        assert waiting is not None
+        self.waiting = None
+        if waiting.kind == "between":
+            if waiting.found is None and self.actors[index].noun.count < 2:
+                waiting.found, self.waiting = index, waiting
+                return
+            first = index if waiting.found is None else waiting.found
+            for i in waiting.actors:
+                self.relations += [Relation(i, first, (1, 0)), Relation(i, index, (-1, 0))]
+            if not waiting.actors:
+                self.left_out(waiting.text)
+        elif waiting.kind == "relation":
+            if not waiting.actors:
+                self.fronted = (waiting, index)
+            for i in waiting.actors:
+                if i == index:
+                    self.left_out(f"{waiting.text} {self.actors[i].noun.phrase}")
+                elif waiting.step:
+                    self.relations.append(Relation(i, index, waiting.step))
+        else:
+            self._bind(waiting, index)
 
+    def _bind(self, waiting: _Waiting, index: int) -> None:
+        motion, self.motion = self.motion, None
+        step = motion.step if motion and motion.said else None
+        if len(waiting.actors) != 1 or waiting.actors[0] == index:
+            self.left_out(waiting.text)
+            return
+        if self._bonded(waiting.actors[0]) or self._bonded(index):
+            self.left_out(f"{waiting.text} {self.actors[index].noun.phrase}")
+            return
+        self.bonds.append(Bond(waiting.kind, waiting.actors[0], index, step))
 
-def _run(centre: float, step: int, half: float, size: float) -> tuple[float, float]:
-    """Start and end along one axis: a run around the centre, shifted inside the canvas."""
-    if not step:
-        return centre, centre
-    middle = min(max(centre, half + size / 2), 1 - half - size / 2)
-    return middle - step * half, middle + step * half
+    def _bonded(self, index: int) -> bool:
+        return any(index in (bond.a, bond.b) for bond in self.bonds)
+
+    def _end_motion(self) -> None:
+        """Give the motion that was read to its subjects, now that all of it is known."""
+        motion, self.motion = self.motion, None
+        if motion is None:
+            return
+        if motion.kind == "go" and motion.step is None:
+            if not motion.noted:
+                self.note(f"{motion.text!r} says no direction; it was left out.")
+            return
+        for i in motion.actors:
+            actor = self.actors[i]
+            move = (motion.kind, motion.step)
+            chained = bool(actor.moves) and {kind for kind, _ in [*actor.moves, move]} - {"go", "still"}
+            if self._bonded(i) and motion.kind != "still":
+                for k, bond in enumerate(self.bonds):  # "a cat is chased …; the dog runs left"
+                    if i in (bond.a, bond.b) and bond.step is None and motion.kind == "go":
+                        self.bonds[k] = Bond(bond.kind, bond.a, bond.b, motion.step)
+            elif actor.moves == [("go", None)]:
+                actor.moves = [move]
+            elif (bounce := self._bounce(actor, move)) is not None:
+                actor.moves = [bounce]
+            elif chained:
+                self.left_out(motion.text)
+            else:
+                actor.moves.append(move)
+
+    @staticmethod
+    def _bounce(actor: Actor, move: tuple[str, Step | None]) -> tuple[str, Step] | None:
+        """ "bounces and moves to the right" is one motion."""
+        if [kind for kind, _ in actor.moves] == ["bounce"] and move[0] == "go" and move[1]:
+            return ("bounce", (move[1][0], 0))
+        return None
