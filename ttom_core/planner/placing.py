@@ -190,11 +190,14 @@ def _regions(units: list[_Unit], groups: list[dict[int, Step]]) -> list[tuple[_U
         return _stage(units, groups)
     axes = ["".join(sorted(set("".join(units[i].axis for i in g)))) for g in groups]
     weights = [max(_weight(units, g), 1) for g in groups]
+    for k, axis in enumerate(axes):
+        if axis == "y":  # side by side
+            weights[k] = max(units[i].count for i in groups[k])
     tall = [k for k, axis in enumerate(axes) if "y" in axis]
     rest = [k for k in range(len(groups)) if k not in tall]
     level = [k for k in rest if axes[k]]
     still = [k for k in rest if not axes[k]]
-    shares = [2.2 if axes[k] == "xy" else 1.0 for k in tall]
+    shares = [2.2 if axes[k] == "xy" else float(min(weights[k], 3)) for k in tall]
     if rest:
         shares.append(2.0 if level else 1.0)
     columns = _cut(CANVAS, shares, "x")

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from ..errors import TTOMError
 from ..layout import Layout, TrackedObject
 from .placing import Actor, Bond, Relation, place
-from .words import CAMERA, MAX_COUNT, SCENERY, Noun, Step, Word, read_words
+from .words import CAMERA, COLOURS, PARTS, SCENERY, Noun, Step, Word, read_words
 
-MAX_OBJECTS = 24
+MAX_COUNT, MAX_OBJECTS = 12, 24  # of one kind, and in all
 MAX_LENGTH = 5000  # characters; longer than any text encoder reads
 IMPLIED: dict[str, Step] = {"fall": (0, 1), "rise": (0, -1)}
 PAIRS = {"follow": "follow", "push": "follow", "approach": "approach", "away": "depart"}
@@ -190,6 +190,10 @@ class _Reader:
             self.camera = True
             self.note(f"{word.text!r}: how the camera moves is not laid out.")
             return
+        if noun.head in COLOURS or (noun.owned and noun.head in PARTS):
+            self.left_out(word.text)  # "one black and one white", "its tail"
+            self.waiting = None
+            return
         waiting = self.waiting
         scenery = noun.head in SCENERY or noun.head.rstrip("s") in SCENERY
         if scenery and waiting and waiting.kind in ("preposition", "relation"):
@@ -239,10 +243,7 @@ class _Reader:
         if text in ("around", "round") and moving:
             self.waiting = _Waiting("orbit", whole, waiting.actors)
             return True
-        if text in ("in", "inside", "at", "into", "within"):
-            self.background.append(noun.phrase)
-            self.note(f"{whole!r} was read as the background.")
-        elif text in ("with", "without", "of"):
+        if text in ("in", "inside", "at", "into", "within", "with", "without", "of"):
             self.note(f"{whole!r} is not laid out on its own.")
         else:
             self.left_out(whole)
@@ -430,6 +431,11 @@ class _Reader:
         ]
         if noun.definite and not noun.owned and len(same) == 1:
             return same[0]
+        if noun.count > MAX_COUNT:
+            raise PlanError(
+                f"{word.text!r} is more than {MAX_COUNT}, the most of a kind that can be laid out; "
+                "ask for fewer, or for one group of them."
+            )
         if noun.absent:
             self.note(f"{word.text!r}: what is absent cannot be laid out.")
             return None
@@ -440,12 +446,7 @@ class _Reader:
             self.left_out(noun.phrase[:60] + "...")
             return None
         if noun.vague:
-            if noun.count > MAX_COUNT:
-                why = f"is more than {MAX_COUNT}"
-                noun.count = 1
-            else:
-                why = "says no number"
-            self.note(f"{word.text!r} {why}; one box stands for all of them.")
+            self.note(f"{word.text!r} says no number; one box stands for all of them.")
         self.actors.append(Actor(noun))
         return len(self.actors) - 1
 

@@ -14,8 +14,6 @@ from typing import Any
 Step = tuple[int, int]  # right is (1, 0), down is (0, 1)
 
 LEFT, RIGHT, UP, DOWN, MIDDLE = (-1, 0), (1, 0), (0, -1), (0, 1), (0, 0)
-MAX_COUNT = 12
-
 NUMBERS = {
     word: n
     for n, word in enumerate(
@@ -98,6 +96,10 @@ IRREGULAR = {
     "loaves": "loaf", "shelves": "shelf", "cookies": "cookie", "buses": "bus", "horses": "horse",
     "houses": "house", "vases": "vase", "roses": "rose", "movies": "movie", "aircraft": "aircraft",
 }  # fmt: skip
+PARTS = set(
+    "hand arm leg head tail wing eye ear face hair mouth nose paw foot finger fur back feather "
+    "beak fin trunk neck tongue lip shoulder knee".split()
+)
 ING_NOUNS = set("building king ring wing string spring thing painting ceiling earring duckling".split())
 LY_NOUNS = set("butterfly dragonfly firefly jelly family lily belly lovely friendly curly bully".split())
 
@@ -171,6 +173,7 @@ def _patterns() -> list[tuple[str, Any, re.Pattern[str]]]:
         )
     )
     rows.append(("row", None, r"(?:next to|beside|alongside) (?:each other|one another)|side by side"))
+    rows.append(("meet", None, r"(?:approach(?:es|ing)?|meets?) (?:each other|one another)"))
     rows.append(("meet", None, r"(?:towards?|to|into|at) (?:each other|one another)"))
     rows.append(
         ("part", None, r"(?:away |apart )?from (?:each other|one another)|apart|in opposite directions")
@@ -352,13 +355,12 @@ class _Lexer:
         phrase = self.text(j, end)
         if number is None and not singular and plural_looking(head):
             vague = True
-        many = (number or 1) > MAX_COUNT
         noun = Noun(
             phrase=phrase,
-            name=_singular(phrase) if (number or 1) > 1 and not many else phrase,
+            name=_singular(phrase) if (number or 1) > 1 else phrase,
             head=_singular(head),
             count=number or 1,
-            vague=vague or many,
+            vague=vague,
             absent=absent,
             definite=definite,
             owned=owned,
@@ -428,6 +430,8 @@ class _Lexer:
 
     def _bare(self, j: int, end: int, before: str) -> bool:
         """Whether words without a determiner may name an object here."""
+        if self.words[end - 1] in ADJECTIVES:
+            return False  # "beautiful light"
         if before in ("start", "relation", "between", "preposition"):
             return True
         if before != "joint":
