@@ -85,12 +85,28 @@ def test_a_loss_that_is_no_number_stops_and_restores(backbone, masks, settings, 
     assert state_of(backbone) == before and (sample() == plain).all()
 
 
-def test_no_gradient_anywhere_is_an_error(backbone, masks, settings, sample, monkeypatch):
+def test_an_update_that_is_no_number_stops_even_after_the_last_iteration(
+    backbone, masks, settings, sample, monkeypatch
+):
+    before, plain = state_of(backbone), sample()
+    real = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: [g * float("nan") for g in real(*a, **k)])
+    once = settings.model_copy(update={"iterations": 1})
+    with (
+        pytest.raises(TTOMError, match=r"adapter's sum became nan at step 1"),
+        TTO(backbone, masks, PROMPT, once, steps=STEPS),
+    ):
+        sample()
+    assert state_of(backbone) == before and (sample() == plain).all()
+
+
+@pytest.mark.parametrize("leaf", [False, True])
+def test_no_gradient_anywhere_is_an_error(backbone, masks, settings, sample, monkeypatch, leaf):
     real = backbone.maps
 
     def detached(*args, **kwargs):
         maps = real(*args, **kwargs)
-        return {k: m.detach().requires_grad_() for k, m in maps.items()}
+        return {k: m.detach().requires_grad_(leaf) for k, m in maps.items()}
 
     monkeypatch.setattr(backbone, "maps", detached)
     with (
@@ -160,6 +176,45 @@ def test_phrases_that_cannot_be_found(backbone, masks, settings):
     long = "the " * 80 + PROMPT
     with pytest.raises(TTOMError, match="past the model's limit of 64 text tokens"):
         TTO(backbone, masks, long, settings, steps=STEPS)
+
+
+def test_half_a_phrase_within_the_limit_is_none(backbone, masks, settings):
+    limit = backbone.max_text_tokens
+    # With the end-of-text token, "red" is the last word within the limit and "circle" the first past it.
+    prompt = " ".join(["the"] * (limit - 2) + ["red", "circle"])
+    with pytest.raises(TTOMError, match="'red circle' lies past the model's limit"):
+        backbone.phrase_tokens(prompt, ["red circle"])
+    fits = " ".join(["the"] * (limit - 3) + ["red", "circle"])
+    assert backbone.phrase_tokens(fits, ["red circle"])["red circle"] == (limit - 3, limit - 2)
+
+
+def test_another_prompt_in_the_pipeline_is_said_at_once(backbone, masks, settings):
+    seen = []
+    with (
+        pytest.raises(TTOMError, match=r"not called with the prompt .* max_sequence_length of 64"),
+        TTO(backbone, masks, PROMPT, settings, steps=STEPS),
+    ):
+        backbone.sample(
+            "something else", negative_prompt="", steps=STEPS, guidance_scale=3.0,
+            generator=torch.Generator().manual_seed(0), on_step=seen.append, **SIZE,
+        )  # fmt: skip
+    assert seen == [0]
+
+
+def test_masks_of_another_size_are_refused(backbone, masks, settings, sample):
+    wrong = SoftMasks(masks.phrases, torch.rand(2, 2, 3, 2))
+    with (
+        pytest.raises(TTOMError, match=r"masks are 2×2×3×2 .* maps 2×2×2×2"),
+        TTO(backbone, wrong, PROMPT, settings, steps=STEPS),
+    ):
+        sample()
+
+
+def test_an_adapter_that_the_loss_cannot_reach_is_refused(backbone, masks, settings):
+    modules = backbone.adapter_modules((3,), "selected")
+    deep = init_adapter(modules, 4, 4.0, 0, backbone.fingerprint)
+    with pytest.raises(TTOMError, match="begins at layer 3, which a loss at layer 2 does not reach"):
+        TTO(backbone, masks, PROMPT, settings, steps=STEPS, adapter=deep)
 
 
 def test_phrases_are_found_at_their_tokens(backbone):

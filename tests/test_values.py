@@ -285,3 +285,8 @@ def test_adapters_that_do_not_fit(toy):
     with pytest.raises(AdapterError, match="5×9, the model's is 5×6"), attach(toy, wide):
         pass
     assert not toy.first._forward_hooks
+    toy.second.to("meta")  # as sequential offloading leaves a layer between its calls
+    told = pytest.raises(AdapterError, match=r"sequential offloading.* enable_model_cpu_offload")
+    with told, attach(toy, adapter):
+        pass
+    assert not toy.first._forward_hooks

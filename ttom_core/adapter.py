@@ -136,8 +136,9 @@ class AttachedAdapter:
                 return None
             x = inputs[0]
             factor = self.adapter.scaling * self.scale
-            low = nn.functional.linear(x, a.to(x.dtype))
-            return output + nn.functional.linear(low * factor, b.to(x.dtype))
+            # `to(x)`: the type of the model and, where a host moved it after attaching, its device.
+            low = nn.functional.linear(x, a.to(x))
+            return output + nn.functional.linear(low * factor, b.to(x))
 
         return add
 
@@ -158,6 +159,11 @@ def attach(transformer: nn.Module, adapter: Adapter) -> Iterator[AttachedAdapter
             raise AdapterError(
                 f"The adapter is for {name} of {b.shape[0]}×{a.shape[1]}, the model's is "
                 f"{shape[0]}×{shape[1]}; use the model it was made with."
+            )
+        if linear.weight.is_meta:
+            raise AdapterError(
+                "The model's weights are loaded piece by piece while it runs (sequential offloading), "
+                "which leaves nothing to optimise; use enable_model_cpu_offload() instead."
             )
     with torch.inference_mode(False):
         devices = {name: modules[name].weight.device for name in adapter.weights}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,13 +47,15 @@ class EarlyExit(Exception):
 
 @dataclass
 class PrefixCache:
-    """The inputs of the first adapted block, the same for all iterations of one denoising step.
+    """What comes before the first adapted cross-attention, the same in all iterations of a denoising step.
 
-    Valid for one (latents, timestep, conditioning); make a new one for every step.
+    That is the arguments of its block and the output of the block's self-attention. Valid for one
+    (latents, timestep, conditioning); make a new one for every step.
     """
 
     first_block: int
     state: tuple[object, ...] | None = None
+    self_attention: Tensor | None = None
 
 
 @dataclass
@@ -108,18 +111,32 @@ def tapped(probe: MapProbe, projections: Mapping[int, tuple[nn.Module, nn.Module
 
 
 @contextmanager
-def stop_before(module: nn.Module) -> Iterator[list[tuple[object, ...]]]:
-    """Leave the forward pass before this module runs; the yielded list then holds its arguments."""
-    seen: list[tuple[object, ...]] = []
+def captured(prefix: PrefixCache, block: nn.Module, self_attention: nn.Module) -> Iterator[None]:
+    """Fill a prefix cache from the forward pass inside, which ends after the block's self-attention."""
 
-    def leave(module: nn.Module, args: tuple[object, ...]) -> None:
-        seen.append(args)
+    def enter(module: nn.Module, args: tuple[object, ...]) -> None:
+        prefix.state = args
+
+    def leave(module: nn.Module, inputs: object, output: Tensor) -> None:
+        prefix.self_attention = output
         raise EarlyExit
 
-    handle = module.register_forward_pre_hook(leave)
+    handles = [block.register_forward_pre_hook(enter), self_attention.register_forward_hook(leave)]
     try:
-        yield seen
+        yield
     except EarlyExit:
         pass
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def recalled(self_attention: Any, output: Tensor) -> Iterator[None]:
+    """Let a diffusers attention answer with what it answered before; its processor is back afterwards."""
+    processor = self_attention.processor
+    self_attention.processor = lambda *args, **kwargs: output
+    try:
+        yield
+    finally:
+        self_attention.processor = processor

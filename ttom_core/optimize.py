@@ -152,13 +152,21 @@ class TTO:
         self.initial = adapter or init_adapter(
             modules, settings.rank, settings.alpha, settings.lora_seed, backbone.fingerprint
         )
-        self._first_block = min(int(_block_of(name)) for name in self.initial.weights)
+        blocks = [_block_of(name) for name in self.initial.weights]
+        deepest = max(settings.layers)
+        if min(blocks) > deepest:
+            raise TTOMError(
+                f"The adapter begins at layer {min(blocks)}, which a loss at layer {deepest} does not "
+                "reach; choose a deeper loss layer or another adapter."
+            )
+        self._first_block = min(*blocks, *settings.layers)
         self._stack = ExitStack()
         self._attached: AttachedAdapter | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._snapshot: Adapter | None = None
-        self._last_timestep: float | None = None
+        self._sigma: float | None = None  # of the step that is running
         self._step = -1
+        self._found = False  # its conditional call
 
     @property
     def adapter(self) -> Adapter:
@@ -209,19 +217,25 @@ class TTO:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._attached is not None:
-            self._snapshot = self._attached.snapshot()
-        self._attached = self._optimizer = None
-        self._stack.close()
+        try:
+            if self._attached is not None:
+                self._snapshot = self._attached.snapshot()
+        finally:
+            self._attached = self._optimizer = None
+            self._stack.close()
+        if error[0] is None:
+            self._check_found()
 
     # The denoiser's call --------------------------------------------------------------------------
 
     def _before_call(self, module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> None:
         assert self._attached is not None
         sigma = self.backbone.sigma_of(call["timestep"])
-        if sigma != self._last_timestep:
-            self._step, self._last_timestep = self._step + 1, sigma
+        if sigma != self._sigma:
+            self._check_found()
+            self._step, self._sigma, self._found = self._step + 1, sigma, False
         rows = self.backbone.conditional_rows(self.prompt, call["encoder_hidden_states"])
+        self._found = self._found or bool(rows)
         # An untouched adapter adds exactly nothing: skip even the sum of zeros.
         used = bool(self.trace.rows) or any(b.any() for _, b in self.initial.weights.values())
         self._attached.scale = float(sigma >= self.settings.adapter_until_sigma - 1e-4 and used)
@@ -234,6 +248,17 @@ class TTO:
                 tensors = {k: v.clone() if isinstance(v, Tensor) else v for k, v in call.items()}
                 self._optimise(tensors, rows, sigma)
             self._attached.scale = float(sigma >= self.settings.adapter_until_sigma - 1e-4)
+
+    def _check_found(self) -> None:
+        """TTOMError if the step that ran should have been optimised and its prompt was never seen."""
+        if self._sigma is None or self._found or not self.settings.iterations:
+            return
+        if self._wanted(self._sigma):
+            raise TTOMError(
+                f"The denoiser was not called with the prompt {self.prompt!r}, so nothing was optimised; "
+                "give the pipeline the same prompt and a max_sequence_length of "
+                f"{self.backbone.max_text_tokens}."
+            )
 
     def _optimise(self, call: dict[str, Any], rows: list[int], sigma: float) -> None:
         """All iterations of one denoising step."""
@@ -256,19 +281,23 @@ class TTO:
 
         for iteration in range(settings.iterations):
             layers = maps()
+            grid = next(iter(layers.values())).shape
+            if grid != masks.shape:
+                raise TTOMError(
+                    f"The masks are {_by(masks.shape)} (phrases, frames, rows, columns), the attention maps "
+                    f"{_by(grid)}; draw the masks for the clip's own size."
+                )
             loss = alignment_loss(layers, masks, settings.objective, settings.normalize_over)
             value = loss.item()
-            if not math.isfinite(value):
-                raise TTOMError(
-                    f"The alignment loss became {value} at step {self._step + 1}, iteration "
-                    f"{iteration + 1}; the run was stopped and the model restored: lower the learning rate."
-                )
+            self._insist_finite("alignment loss", value)
             if self.keep_maps and self.trace.maps_before is None:
                 self.trace.maps_before = self._mean_maps(layers)
             self.trace.rows.append(TraceRow(self._step, sigma, iteration, value))
             if settings.stop_loss is not None and value < settings.stop_loss:
                 break
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            gradients: tuple[Tensor | None, ...] = ()
+            if loss.requires_grad:
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             if all(gradient is None for gradient in gradients):
                 raise TTOMError(
                     "No adapter parameter received a gradient, so the optimisation would do nothing; "
@@ -279,15 +308,28 @@ class TTO:
             self._optimizer.step()
             if self.on_progress is not None:
                 self.on_progress(self._step, iteration, value)
+        # A gradient that is no number shows in the next loss, but the last one has none: look once a step.
+        self._insist_finite("adapter's sum", float(sum(p.detach().sum() for p in parameters)))
         if self.keep_maps:
             with torch.no_grad():
                 self.trace.maps_after = self._mean_maps(maps())
+
+    def _insist_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise TTOMError(
+                f"The {what} became {value} at step {self._step + 1}; the run was stopped and the model "
+                "restored: lower the learning rate."
+            )
 
     def _mean_maps(self, layers: dict[int, Tensor]) -> dict[str, np.ndarray]:
         mean = torch.stack(list(layers.values())).mean(0).detach().float().cpu().numpy()
         return dict(zip(self.masks.phrases, mean, strict=True))
 
 
-def _block_of(module_name: str) -> str:
+def _block_of(module_name: str) -> int:
     """The block number in a module's dotted name."""
-    return next(part for part in module_name.split(".") if part.isdigit())
+    return next(int(part) for part in module_name.split(".") if part.isdigit())
+
+
+def _by(shape: torch.Size) -> str:
+    return "×".join(map(str, shape))

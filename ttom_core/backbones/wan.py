@@ -8,6 +8,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..attention import EarlyExit, MapProbe, PhraseTokens, PrefixCache, stop_before, tapped
+from ..attention import EarlyExit, MapProbe, PhraseTokens, PrefixCache, captured, recalled, tapped
 from ..errors import TTOMError
 
 
@@ -78,7 +79,8 @@ class WanBackbone:
 
     def phrase_tokens(self, prompt: str, phrases: Sequence[str]) -> dict[str, tuple[int, ...]]:
         text = prompt_clean(prompt)
-        encoding = self.pipeline.tokenizer(text, return_offsets_mapping=True, truncation=False)
+        # Not verbose: prompts past the limit are answered below, in words of our own.
+        encoding = self.pipeline.tokenizer(text, return_offsets_mapping=True, truncation=False, verbose=False)
         offsets = encoding["offset_mapping"]
         taken: list[tuple[int, int]] = []
         found: dict[str, tuple[int, ...]] = {}
@@ -95,13 +97,13 @@ class WanBackbone:
                     f"The phrase {phrase!r} is not in the prompt {prompt!r}; use the prompt's own words."
                 )
             taken += spans
-            positions = [
-                i
-                for i, (start, end) in enumerate(offsets)
-                if start < end and any(start < b and a < end for a, b in spans)
+            mentions = [
+                [i for i, (start, end) in enumerate(offsets) if start < end and start < b and a < end]
+                for a, b in spans
             ]
-            # The last place within the limit belongs to the end-of-text token.
-            kept = tuple(p for p in positions if p < self.max_text_tokens - 1)
+            # The last place within the limit belongs to the end-of-text token. Half a mention is none:
+            # "red" of "red circle" would be the map of something else.
+            kept = tuple(i for mention in mentions if mention[-1] < self.max_text_tokens - 1 for i in mention)
             if not kept:
                 raise TTOMError(
                     f"The phrase {phrase!r} lies past the model's limit of {self.max_text_tokens} text "
@@ -160,37 +162,34 @@ class WanBackbone:
         probe = MapProbe(layers, tokens, blocks[0].attn2.heads, (t // p_t, h // p_h, w // p_w), early_exit)
         projections = {i: (blocks[i].attn2.norm_q, blocks[i].attn2.norm_k) for i in layers}
 
-        def forward() -> None:
-            self.transformer.forward(
-                hidden_states=latents,
-                timestep=call["timestep"][list(rows)],
-                encoder_hidden_states=call["encoder_hidden_states"][list(rows)],
-                return_dict=False,
-            )
-
-        if prefix is not None and prefix.state is None:
-            with torch.no_grad(), stop_before(blocks[prefix.first_block]) as seen:
-                forward()
-            prefix.state = seen[0]
-        last = max(layers)
+        # No cache to go on from: one for this call alone, in which nothing before an adapter is left out.
+        start = PrefixCache(0) if prefix is None else prefix
+        first, last = start.first_block, max(layers)
+        if start.state is None:
+            with torch.no_grad(), captured(start, blocks[first], blocks[first].attn1):
+                self.transformer.forward(
+                    hidden_states=latents,
+                    timestep=call["timestep"][list(rows)],
+                    encoder_hidden_states=call["encoder_hidden_states"][list(rows)],
+                    return_dict=False,
+                )
+        assert start.state is not None and start.self_attention is not None
+        known = {first: start.self_attention}
 
         def run(index: int, *state: Any) -> Tensor:
             # The taps are set here, not around the loop: checkpointing runs this again in backward.
             mine = {index: projections[index]} if index in projections else {}
-            with tapped(probe, mine):
+            recall = recalled(blocks[index].attn1, known[index]) if index in known else nullcontext()
+            with tapped(probe, mine), recall:
                 return blocks[index](*state)
 
+        hidden, *rest = start.state
         try:
-            if prefix is None:
-                with tapped(probe, projections):
-                    forward()
-            else:
-                hidden, *rest = prefix.state or ()
-                for index in range(prefix.first_block, (last + 1) if early_exit else self.num_layers):
-                    if checkpointing and index < last:
-                        hidden = checkpoint(run, index, hidden, *rest, use_reentrant=False)
-                    else:
-                        hidden = run(index, hidden, *rest)
+            for index in range(first, (last + 1) if early_exit else self.num_layers):
+                if checkpointing and index < last:
+                    hidden = checkpoint(run, index, hidden, *rest, use_reentrant=False)
+                else:
+                    hidden = run(index, hidden, *rest)
         except EarlyExit:
             pass
         return probe.maps
