@@ -42,6 +42,11 @@ def soft_masks(
     if not layout.objects:
         raise TTOMError("The layout has no objects; add at least one.")
     frames, h, w = grid
+    if len(layout.objects) > h * w:
+        raise TTOMError(
+            f"The layout has {len(layout.objects)} objects, but a frame of this clip has only "
+            f"{h}×{w} = {h * w} tokens to tell them apart; use fewer objects or a larger clip."
+        )
     boxes = layout.boxes(frame_times(frames))
     by_phrase: dict[str, np.ndarray] = {}
     for index, item in enumerate(layout.objects):
