@@ -32,6 +32,7 @@ class Actor:
     place: Step | None = None
     enter: float = 0.0
     leave: float = 1.0
+    falls: bool = False
 
     @property
     def axis(self) -> str:
@@ -51,11 +52,12 @@ class Bond:
 
 @dataclass(frozen=True)
 class Relation:
-    """Actor a stands by this step from actor b."""
+    """Actor a stands by this step from actor b; `text` is how the prompt says it."""
 
     a: int
     b: int
     step: Step
+    text: str = ""
 
 
 @dataclass

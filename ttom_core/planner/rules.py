@@ -35,10 +35,7 @@ def plan_by_rules(prompt: str, seed: int = 0) -> Layout:
         raise PlanError("The prompt is empty; describe what the video should show.")
     if len(prompt) > MAX_LENGTH:
         raise PlanError(f"The prompt has {len(prompt)} characters; shorten it to {MAX_LENGTH}.")
-    reader = _Reader()
-    for word in read_words(prompt):
-        reader.read(word)
-    reader.finish()
+    reader = read_prompt(prompt)
     if not reader.actors:
         shown = prompt if len(prompt) <= 80 else prompt[:77] + "..."
         raise PlanError(f"No object was found in {shown!r}; name what should be seen, as in 'a red ball'.")
@@ -71,6 +68,18 @@ def plan_by_rules(prompt: str, seed: int = 0) -> Layout:
     )
 
 
+def read_prompt(prompt: str) -> Reader:
+    """What a prompt says, and nothing chosen yet: actors, bonds, relations, and what is not understood.
+
+    PlanError when it asks for more of a kind than can be laid out.
+    """
+    reader = Reader()
+    for word in read_words(prompt):
+        reader.read(word)
+    reader.finish()
+    return reader
+
+
 @dataclass
 class _Motion:
     """The motion that is being read: whose it is, and whether its direction was said."""
@@ -94,7 +103,7 @@ class _Waiting:
     found: int | None = None  # the first of two nouns something is between
 
 
-class _Reader:
+class Reader:
     """Reads one meaning after the other and remembers who is being talked about."""
 
     def __init__(self) -> None:
@@ -228,7 +237,7 @@ class _Reader:
             waiting, other = self.fronted
             self.fronted = None
             if waiting.step:
-                self.relations.append(Relation(index, other, waiting.step))
+                self.relations.append(Relation(index, other, waiting.step, waiting.text))
         self.last = index
         self.joint = ""
 
@@ -295,6 +304,8 @@ class _Reader:
                     self.left_out(text)
                 self.actors[i].resize = self.actors[i].resize or kind
             return
+        for i in actors if kind == "fall" else ():
+            self.actors[i].falls = True
         implied = IMPLIED.get(kind)
         self.motion = _Motion("go" if implied else kind, text, actors, step or implied, bool(step))
 
@@ -461,7 +472,10 @@ class _Reader:
                 return
             first = index if waiting.found is None else waiting.found
             for i in waiting.actors:
-                self.relations += [Relation(i, first, (1, 0)), Relation(i, index, (-1, 0))]
+                self.relations += [
+                    Relation(i, first, (1, 0), waiting.text),
+                    Relation(i, index, (-1, 0), waiting.text),
+                ]
             if not waiting.actors:
                 self.left_out(waiting.text)
         elif waiting.kind == "relation":
@@ -471,7 +485,7 @@ class _Reader:
                 if i == index:
                     self.left_out(f"{waiting.text} {self.actors[i].noun.phrase}")
                 elif waiting.step:
-                    self.relations.append(Relation(i, index, waiting.step))
+                    self.relations.append(Relation(i, index, waiting.step, waiting.text))
         else:
             self._bind(waiting, index)
 
