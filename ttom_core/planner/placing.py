@@ -29,6 +29,7 @@ class Actor:
     noun: Noun
     moves: list[tuple[str, Step | None]] = field(default_factory=list)  # one after the other
     resize: str | None = None
+    turns: bool = False  # into another colour
     place: Step | None = None
     enter: float = 0.0
     leave: float = 1.0

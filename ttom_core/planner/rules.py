@@ -428,6 +428,8 @@ class Reader:
         """A change of colour moves nothing."""
         if not self.subjects:
             self.left_out(word.text)
+        for i in self.subjects:
+            self.actors[i].turns = True
         self.told = True
 
     # Who and what ----------------------------------------------------------------------------------
