@@ -98,22 +98,22 @@ class Scene:
         ]
         return np.stack(boxes) / SIZE
 
-    def render(self) -> np.ndarray:
-        """Draw the scene, anti-aliased, as uint8 [F, H, W, 3]."""
+    def render(self, first: int = 0, frames: int = FRAMES) -> np.ndarray:
+        """Draw the scene (or only `frames` of it), anti-aliased, as uint8 [frames, H, W, 3]."""
         grid = np.arange(SIZE) + 0.5
         xx, yy = np.meshgrid(grid, grid)
-        frames = np.empty((FRAMES, SIZE, SIZE, 3), np.float32)
-        frames[:] = BACKGROUNDS[self.background]
+        video = np.empty((frames, SIZE, SIZE, 3), np.float32)
+        video[:] = BACKGROUNDS[self.background]
         for instance in self.instances:
             noun = self.nouns[instance.noun]
             start = np.array(PALETTE[noun.colour], np.float32)
             end = np.array(PALETTE[noun.end_colour or noun.colour], np.float32)
-            for f in range(FRAMES):
+            for f in range(first, first + frames):
                 dx, dy = xx - instance.centres[f, 0], yy - instance.centres[f, 1]
                 cover = np.clip(0.5 - _distance(noun.shape, dx, dy, instance.sizes[f] / 2), 0, 1)
                 colour = start + (end - start) * TIME[f]
-                frames[f] += cover[..., None] * (colour - frames[f])
-        return frames.round().astype(np.uint8)
+                video[f - first] += cover[..., None] * (colour - video[f - first])
+        return video.round().astype(np.uint8)
 
 
 def _distance(shape: str, dx: np.ndarray, dy: np.ndarray, r: float) -> np.ndarray:
@@ -318,7 +318,7 @@ class SceneSampler:
         low, high = size / 2 + 1, SIZE - size / 2 - 1
         if action == "bounces":
             x, floor = self.rng.uniform(low, high), self.rng.uniform(high - 8, high)
-            height = self.rng.uniform(22, floor - low)
+            height = self.rng.uniform(16, 26)
             centres = np.stack([np.full(FRAMES, x), floor - height * abs(np.sin(2 * np.pi * TIME))], 1)
         elif action == "circles":
             radius = self.rng.uniform(11, 16)
