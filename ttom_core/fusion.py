@@ -23,14 +23,15 @@ def fuse(
     *,
     normalise: bool = True,
 ) -> Adapter:
-    """The adapter with ΔW = Σ w_i·ΔW_i, best match first; w equal by default, and summing to 1 if `normalise`.
+    """The adapter with ΔW = Σ w_i·ΔW_i of these, best match first.
 
-    rank: the most the result may have. Up to it, and always with None, the result is exact: adapters
-    with the same A share it, so equal ones fuse to themselves; the ranks of others add up. Beyond it
-    every module gets the best approximation of that rank in the Frobenius norm.
+    weights: equal by default; scaled to sum to 1 if `normalise`. rank: the most the result may have.
+    Up to it, and always with None, the result is exact: adapters with the same A share it, so equal
+    ones fuse to themselves; the ranks of others add up. Beyond it every module gets the best
+    approximation of that rank in the Frobenius norm.
 
-    A cut result is meant to be optimised further, so its A looks like the first adapter's A: rows as
-    long as they are there on average, turned as near to them as the best row space allows. Balanced
+    A cut result is meant to be optimised further, so its A looks like the first adapter's A: rows of
+    the mean length they have there, turned as near to them as the best row space allows. Balanced
     factors (√S on both sides) would shrink A with ΔW and leave an optimiser hardly anything to grip;
     concatenated ranks would move ΔW once for every copy of nearly the same A. The result does not
     depend on the signs an SVD happens to choose.
@@ -61,9 +62,11 @@ def fuse(
     fused = {}
     for name in adapters[0].weights:
         a = torch.cat([adapters[group[0]].weights[name][0].double() for group in groups])
-        b = torch.cat(
-            [sum(factors[i] * adapters[i].weights[name][1].double() for i in group) for group in groups], 1
-        )
+        columns = [
+            torch.stack([factors[i] * adapters[i].weights[name][1].double() for i in group]).sum(0)
+            for group in groups
+        ]
+        b = torch.cat(columns, 1)
         if len(a) > fused_rank:
             a, b = _cut(a, b, fused_rank)
         fused[name] = (a.float(), b.float())

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..errors import TTOMError
 from ..layout import Layout, frame_times
-from ..planner.placing import Actor, Bond, Relation
+from ..planner.placing import Actor, Bond
 from ..planner.rules import MAX_LENGTH, PlanError, Reader
 from ..planner.words import NUMBERS, Step, read_words
 
@@ -215,23 +215,22 @@ class _Scene:
         apart = self.centres[a.objects][:, None] - self.centres[b.objects][None]  # [a, b, T, 2]
         apart = apart.reshape(-1, len(self.times), 2)
         unseen = np.isnan(apart)
-        side = ((apart > CLEAR) | unseen).all(1) * 1 - ((apart < -CLEAR) | unseen).all(1) * 1  # [pairs, 2]
+        after: np.ndarray = ((apart > CLEAR) | unseen).all(1)  # [pairs, 2]
+        before: np.ndarray = ((apart < -CLEAR) | unseen).all(1)
         for axis, (dx, dy) in enumerate(((1, 0), (0, 1))):
-            if side[:, axis].all():
-                names = [RELATIONS[dx * s, dy * s] for s in side[:, axis].tolist()]
-                for fact in _tally("", names):
-                    name, _, number = fact[1:].partition(":")
-                    yield f"relation:{a.label}:{name}:{b.label}" + (f":{number}" if number else "")
+            if (after[:, axis] ^ before[:, axis]).all():
+                signs = [1 if positive else -1 for positive in after[:, axis]]
+                names = [f"{RELATIONS[dx * sign, dy * sign]}:{b.label}" for sign in signs]
+                yield from _tally(f"relation:{a.label}", names)
 
     def places(self) -> tuple[float, ...]:
         """Where every object starts and ends, slot by slot, inside a slot in the order of reading."""
         numbers: list[float] = []
         for slot in self.slots:
-            ends = []
-            for i in slot.objects:
-                on = self.centres[i, ~np.isnan(self.areas[i])]
-                ends.append([round(float(v), 2) for v in (*on[0], *on[-1])])
-            numbers += sum(sorted(ends, key=lambda e: (round(e[1] * 4), e)), [])
+            paths = [self.centres[i, ~np.isnan(self.areas[i])] for i in slot.objects]
+            ends = [[round(float(v), 2) for v in (*path[0], *path[-1])] for path in paths]
+            for end in sorted(ends, key=lambda end: (round(end[1] * 4), end)):
+                numbers += end
         return tuple(numbers)
 
     # What the prompt says --------------------------------------------------------------------------
