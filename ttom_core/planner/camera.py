@@ -18,13 +18,13 @@ MIN_VISIBLE = 0.2  # share of an object's area within the frame from which on it
 GRID = frame_times(21)  # where a moving camera is sampled: Wan's latent frames, and the checks' frames
 
 
-class _Answer(BaseModel):
+class Form(BaseModel):
     """What a language model fills in: every field is required, as strict structured outputs ask."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class WorldKeyframe(_Answer):
+class WorldKeyframe(Form):
     """A box by its top-left corner and size at a time, in world units."""
 
     time: float
@@ -34,7 +34,7 @@ class WorldKeyframe(_Answer):
     h: float
 
 
-class WorldObject(_Answer):
+class WorldObject(Form):
     """A tracked object in the world; `resizes` says why its size changes, "" when it does not."""
 
     id: str
@@ -46,7 +46,7 @@ class WorldObject(_Answer):
     keyframes: tuple[WorldKeyframe, ...] = Field(min_length=1, max_length=100)
 
 
-class View(_Answer):
+class View(Form):
     """Where the camera looks at a time: the world point in the frame's centre, and the magnification."""
 
     time: float
@@ -55,7 +55,7 @@ class View(_Answer):
     zoom: float = Field(description="1 shows the whole canvas, 2 half of it at twice the size")
 
 
-class World(_Answer):
+class World(Form):
     """A plan: objects in the world and the camera that films them (no views: it rests)."""
 
     reasoning: str
@@ -119,7 +119,7 @@ def project(world: World, prompt: str = "", planner: str = "hand") -> tuple[Layo
     try:
         for index, item in enumerate(world.objects):
             if not world.moving_camera:
-                keys = [(k.time, k.x, k.y, k.w, k.h) for k in item.keyframes]
+                keys = [[k.time, k.x, k.y, k.w, k.h] for k in item.keyframes]
                 enter, leave = item.enter, item.leave
             else:
                 keys, sentence = _stay(world, index)
@@ -145,7 +145,7 @@ def project(world: World, prompt: str = "", planner: str = "hand") -> tuple[Layo
     return layout, lost
 
 
-def _stay(world: World, index: int) -> tuple[list[tuple[float, ...]], str]:
+def _stay(world: World, index: int) -> tuple[list[list[float]], str]:
     """The longest stay of an object within the frame as (time, x, y, w, h), and what was lost of it."""
     item = world.objects[index]
     times = np.array(sorted({*GRID, *(k.time for k in item.keyframes), *(v.time for v in world.camera)}))
@@ -159,6 +159,6 @@ def _stay(world: World, index: int) -> tuple[list[tuple[float, ...]], str]:
     if not stays:
         return [], f"The camera never shows {item.id!r}."
     start, end = max(stays, key=lambda stay: times[stay[1] - 1] - times[stay[0]])
-    keys = [tuple(map(float, (times[k], *low[k], *size[k]))) for k in range(start, end)]
+    keys = np.column_stack([times, low, size])[start:end].tolist()
     again = f"{item.id!r} leaves the frame and comes back; only its longest stay is laid out."
     return keys, again if len(stays) > 1 else ""

@@ -48,6 +48,19 @@ def check(plan: Layout | World, prompt: str, text: str | None = None) -> list[st
     return [*faults, *_sizes(world, reading), *reading.broken()]
 
 
+def retold(prompt: str, text: str) -> list[str]:
+    """What a description has dropped of its prompt: the words of every object, and every number."""
+    lost = [n.phrase for n in _nouns(prompt) if not n.absent and _found(n.phrase, text) is None]
+    told = [(n.name.lower(), n.count) for n in _nouns(text)]
+    miscounted = [
+        n
+        for n in _nouns(prompt)
+        if n.phrase not in lost and n.count > 1 and (n.name.lower(), n.count) not in told
+    ]
+    faults = [f"The description lost {phrase!r}; keep the prompt's own words." for phrase in lost]
+    return faults + [f"The description must say {n.count} of {n.phrase!r}." for n in miscounted]
+
+
 def check_names(objects: Sequence[WorldObject], prompt: str, text: str) -> list[str]:
     """The faults of a list of objects before they have boxes: phrases, ids and counts."""
     world = World(reasoning="", objects=tuple(objects), camera=(), background="")
@@ -60,8 +73,7 @@ def check_names(objects: Sequence[WorldObject], prompt: str, text: str) -> list[
 def repair(world: World, prompt: str, text: str) -> tuple[World, list[str]]:
     """The plan with everything mended that has one plain mending, and a sentence for each."""
     done: list[str] = []
-    objects = _own_ids([_timed(o, done) for o in world.objects], done)
-    objects = [_own_phrase(o, text, done) for o in objects]
+    objects = own_words([_timed(o, done) for o in world.objects], text, done)
     camera = {min(max(v.time, 0.0), 1.0): v for v in world.camera}
     views = tuple(
         View(time=t, x=v.x, y=v.y, zoom=min(max(v.zoom, 0.1), 10.0)) for t, v in sorted(camera.items())
@@ -72,6 +84,11 @@ def repair(world: World, prompt: str, text: str) -> tuple[World, list[str]]:
     if not world.moving_camera:
         kept = [_inside(o, done) for o in kept]
     return world.model_copy(update={"objects": tuple(_untangled(kept, done))}), done
+
+
+def own_words(objects: Sequence[WorldObject], text: str, done: list[str]) -> list[WorldObject]:
+    """The objects under ids of their own and the text's own phrases; `done` hears of every change."""
+    return [_own_phrase(item, text, done) for item in _own_ids(objects, done)]
 
 
 def _timed(item: WorldObject, done: list[str]) -> WorldObject:
@@ -91,7 +108,7 @@ def _timed(item: WorldObject, done: list[str]) -> WorldObject:
     return mended
 
 
-def _own_ids(objects: list[WorldObject], done: list[str]) -> list[WorldObject]:
+def _own_ids(objects: Sequence[WorldObject], done: list[str]) -> list[WorldObject]:
     taken: set[str] = set()
     result = []
     for item in objects:
