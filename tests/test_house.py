@@ -37,8 +37,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "memory": {*FOUNDATIONS, "planner"},
     "generate": {*FOUNDATIONS, "attention", "backbones.base", "optimize", "memory", "planner"},
     "evaluation": {*FOUNDATIONS, *SCENE, "backbones", "optimize", "probe", "memory", "generate"},
+    "stream": {"layout", "backbones.base", "generate", "memory", "optimize", "planner"},
     "cli": {
-        *FOUNDATIONS, *SCENE, "backbones", "optimize", "probe", "memory", "generate", "evaluation",
+        *FOUNDATIONS, *SCENE, "backbones", "optimize", "probe", "memory", "generate", "stream", "evaluation",
     },
 }  # fmt: skip
 WITHOUT_TORCH = ("layout", "planner", "pictures")

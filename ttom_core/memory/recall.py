@@ -1,0 +1,153 @@
+"""A memory at work: what is known of a scene starts its optimisation, and what was learnt is kept.
+
+A store finds adapters by key and embedding; here prompts and layouts become those, what is found becomes
+one adapter, and the end of an optimisation becomes an insertion or an update (TTOM 3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..adapter import Adapter
+from ..fusion import fuse
+from ..layout import Layout
+from .embedding import Embedder
+from .key import SceneKey, scene_key
+from .store import Hit, MemoryEntry, MemoryStore
+
+
+class MemorySettings(BaseModel):
+    """How a generation uses its memory."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["off", "read", "start", "learn"] = Field(
+        "learn",
+        description="off; read: what is found is used as it is; start: it is where the optimisation "
+        "starts; learn: and the result is inserted or updates what was found",
+    )
+    threshold: float = Field(0.5, ge=-1, le=1, description="least cosine of two sentences (τ_sim)")
+    top_k: int = Field(5, ge=1, le=100, description="entries that are fused")
+    on_hit: Literal["update", "replace", "insert"] = Field(
+        "update",
+        description="learn: blend the result into every entry it started from by (old + s·new)/(1 + s); "
+        "replace the best one; or insert it beside them",
+    )
+
+
+@dataclass(frozen=True)
+class Recall:
+    """What a memory knows of a scene: its key and embedding, what was found, and that fused."""
+
+    prompt: str
+    layout: Layout
+    key: SceneKey
+    embedding: np.ndarray  # float32 [d]
+    hits: tuple[Hit, ...]
+    adapter: Adapter | None  # None without hits
+    skipped: tuple[str, ...]  # a sentence for each entry that was found and could not be used
+
+    @property
+    def similarity(self) -> float | None:
+        """The best hit's."""
+        return self.hits[0].similarity if self.hits else None
+
+
+class Memory:
+    """A store and the embedder its entries are found by."""
+
+    def __init__(self, store: MemoryStore, embedder: Embedder) -> None:
+        self.store, self.embedder = store, embedder
+
+    def recall(
+        self,
+        prompt: str,
+        layout: Layout,
+        fingerprint: str,
+        *,
+        threshold: float = 0.5,
+        top_k: int = 5,
+        rank: int | None = None,
+        modules: Collection[str] | None = None,
+    ) -> Recall:
+        """Read the scene of a prompt and its layout; hits are averaged exactly and cut to `rank`.
+
+        Entries whose adapters sit elsewhere than on `modules` (made with other layers or another scope)
+        cannot be averaged with the others and are left out, each with a sentence.
+        """
+        key = scene_key(prompt, layout)
+        embedding = self.embedder([key.sentence])[0]
+        found = self.store.read(
+            key,
+            embedding,
+            embedder=self.embedder.name,
+            fingerprint=fingerprint,
+            threshold=threshold,
+            top_k=top_k,
+        )
+        hits, adapters, skipped = [], [], []
+        for hit in found:
+            adapter = self.store.load(hit.entry)
+            if modules is not None and adapter.weights.keys() != set(modules):
+                skipped.append(
+                    f"Memory entry {hit.entry.id[:8]} was made with other layers or another scope."
+                )
+                continue
+            hits.append(hit)
+            adapters.append(adapter)
+        fused = fuse(adapters, rank=rank) if adapters else None
+        return Recall(prompt, layout, key, embedding, tuple(hits), fused, tuple(skipped))
+
+    def insert(self, recall: Recall, adapter: Adapter, **facts: Any) -> MemoryEntry:
+        """Keep an adapter as a new entry for a recalled scene; `facts` as in `MemoryStore.insert`."""
+        return self.store.insert(
+            adapter,
+            recall.key,
+            recall.embedding,
+            embedder=self.embedder.name,
+            prompt=recall.prompt,
+            layout=recall.layout,
+            parents=[hit.entry.id for hit in recall.hits],
+            **facts,
+        )
+
+    def learn(
+        self,
+        recall: Recall,
+        adapter: Adapter,
+        on_hit: str,
+        *,
+        settings: dict[str, Any],
+        lora_seed: int,
+        loss_first: float | None,
+        loss_last: float | None,
+    ) -> str:
+        """Insert what an optimisation found, or update what it started from; says what was done.
+
+        An optimisation that ended no better than it began has nothing to teach: adapters that are
+        changed on and on without need drift away from what made them useful.
+        """
+        if loss_first is None or loss_last is None or loss_last >= loss_first:
+            return "kept as it was"
+        if not recall.hits or on_hit == "insert":
+            self.insert(
+                recall,
+                adapter,
+                settings=settings,
+                lora_seed=lora_seed,
+                loss_first=loss_first,
+                loss_last=loss_last,
+            )
+            return "inserted"
+        if on_hit == "replace":
+            self.store.update(recall.hits[0].entry.id, adapter, loss_last=loss_last)
+            return "replaced 1"
+        for hit in recall.hits:
+            weight = max(hit.similarity, 0.0)
+            self.store.update(hit.entry.id, adapter, weight=weight, loss_last=loss_last)
+        return f"updated {len(recall.hits)}"
