@@ -54,7 +54,8 @@ class Adapter:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
-        save_file(tensors, part, metadata={"format": "pt", "ttom": json.dumps(facts)})
+        # One key only: safetensors writes several in random order, and equal adapters are equal bytes.
+        save_file(tensors, part, metadata={"ttom": json.dumps(facts)})
         part.replace(path)
 
     @classmethod

@@ -47,9 +47,9 @@ def text_embedder(choice: str, pipeline: Any = None) -> Embedder:
 class PipelineEmbedder:
     """The mean over a sentence's tokens of a diffusers pipeline's own text encoder (T5 and its kin).
 
-    Tokens that mean nothing are left out: the end, and words the tokenizer does not know, which would
-    otherwise make all sentences alike. Each sentence goes alone, so that its vector never depends on
-    its neighbours' lengths.
+    Words the tokenizer does not know are left out, or they would make all sentences alike: a small one
+    may not know "object". Each sentence goes alone, so that its vector never depends on its neighbours'
+    lengths.
     """
 
     def __init__(self, pipeline: Any) -> None:
@@ -68,14 +68,14 @@ class PipelineEmbedder:
 
         tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
         device = getattr(self.pipeline, "_execution_device", encoder.device)
-        special = set(tokenizer.all_special_ids)
+        unknown, special = tokenizer.unk_token_id, set(tokenizer.all_special_ids)
         rows = []
         for sentence in sentences:
-            encoding = tokenizer(sentence, truncation=True, return_tensors="pt")
-            ids = encoding.input_ids.to(device)
+            known = [t for t in tokenizer(sentence, truncation=True).input_ids if t != unknown]
+            ids = torch.tensor([known], device=device)
             with torch.no_grad():
-                hidden = encoder(ids, encoding.attention_mask.to(device)).last_hidden_state[0]
-            real = [i for i, token in enumerate(ids[0].tolist()) if token not in special]
+                hidden = encoder(ids, torch.ones_like(ids)).last_hidden_state[0]
+            real = [i for i, token in enumerate(known) if token not in special]
             rows.append(hidden[real or slice(None)].float().mean(0).cpu())
         return _unit(rows, encoder.config.hidden_size)
 

@@ -215,8 +215,8 @@ class _Scene:
         apart = self.centres[a.objects][:, None] - self.centres[b.objects][None]  # [a, b, T, 2]
         apart = apart.reshape(-1, len(self.times), 2)
         unseen = np.isnan(apart)
-        after: np.ndarray = ((apart > CLEAR) | unseen).all(1)  # [pairs, 2]
-        before: np.ndarray = ((apart < -CLEAR) | unseen).all(1)
+        after = np.all((apart > CLEAR) | unseen, axis=1)  # [pairs, 2]
+        before = np.all((apart < -CLEAR) | unseen, axis=1)
         for axis, (dx, dy) in enumerate(((1, 0), (0, 1))):
             if (after[:, axis] ^ before[:, axis]).all():
                 signs = [1 if positive else -1 for positive in after[:, axis]]

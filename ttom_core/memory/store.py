@@ -165,6 +165,7 @@ class MemoryStore:
         self.folder, self.read_only = Path(folder), read_only
         self.max_entries, self.max_bytes = max_entries, max_bytes
         self._indexes: dict[bytes, SketchIndex] = {}
+        self._loose: set[str] = set()  # values that a transaction wrote or let go of
         self._lock = threading.RLock()
         with self._sentences():
             self._database = self._connect_to_read() if read_only else self._connect_to_write()
@@ -346,16 +347,15 @@ class MemoryStore:
 
     def undo(self) -> str:
         """Take back the last change, whichever process made it; a sentence says what it was."""
-        with self._writing() as released:
+        with self._writing():
             last = self._execute("SELECT number, kind FROM changes ORDER BY number DESC LIMIT 1")
             if not last:
                 raise MemoryStoreError("There is no change left to undo in this memory.")
             number, kind = last[0]
             touched = "SELECT id FROM history WHERE change = ?"
             count = len(self._execute(touched, number))
-            released.update(
-                v for (v,) in self._execute(f"SELECT value FROM entries WHERE id IN ({touched})", number)
-            )
+            values = self._execute(f"SELECT value FROM entries WHERE id IN ({touched})", number)
+            self._loose.update(value for (value,) in values)
             self._execute(
                 f"INSERT OR REPLACE INTO tombstones SELECT id, 'undone', ? FROM entries "
                 f"WHERE id IN ({touched})",
@@ -561,6 +561,7 @@ class MemoryStore:
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True, exist_ok=True)
             _sync(path.parent.parent)
+        self._loose.add(value)
         part.replace(path)
         _sync(path.parent)
 
@@ -588,8 +589,7 @@ class MemoryStore:
     def _blend(self, old: MemoryEntry, adapter: Adapter, weight: float) -> Adapter:
         from ..fusion import fuse
 
-        total = 1 + weight
-        return fuse([self.load(old), adapter], weights=[1 / total, weight / total], rank=old.rank)
+        return fuse([self.load(old), adapter], [1.0, weight], old.rank)
 
     # Rows and changes, inside a transaction -------------------------------------------------------
 
@@ -654,7 +654,7 @@ class MemoryStore:
     @contextmanager
     def _change(self, kind: str, ids: Iterable[str] = ()) -> Iterator[None]:
         """One change to these and other remembered entries that can be undone: all of it or nothing."""
-        with self._writing() as released:
+        with self._writing():
             self._execute("INSERT INTO changes (kind, at) VALUES (?, ?)", kind, time.time())
             number = self._execute("SELECT max(number) FROM changes")[0][0]
             self._remember(ids)
@@ -663,7 +663,7 @@ class MemoryStore:
                 self._execute("DELETE FROM changes WHERE number = ?", number)
             old = number - UNDO_DEPTH
             query = "SELECT DISTINCT value FROM history WHERE change <= ? AND value IS NOT NULL"
-            released.update(v for (v,) in self._execute(query, old))
+            self._loose.update(value for (value,) in self._execute(query, old))
             self._execute("DELETE FROM changes WHERE number <= ?", old)
 
     # Connections and transactions -----------------------------------------------------------------
@@ -739,38 +739,36 @@ class MemoryStore:
                 self._database.execute("ROLLBACK")
 
     @contextmanager
-    def _writing(self, durable: bool = True) -> Iterator[set[str]]:
-        """The store's only writer for the length of the block; committed at its end, or nothing is.
-
-        Values put into the set are deleted afterwards, unless something still needs them.
-        """
+    def _writing(self, durable: bool = True) -> Iterator[None]:
+        """The store's only writer for the length of the block; committed at its end, or nothing is."""
         if self.read_only:
             raise MemoryStoreError(f"The memory {self.folder} is open read-only; open it to write.")
-        released: set[str] = set()
         with self._lock, self._sentences():
             self._database.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._database.execute("BEGIN IMMEDIATE")
             try:
-                yield released
+                yield
                 self._database.execute("COMMIT")
             finally:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
-            if released:
-                self._collect(released)
+                self._collect()
 
-    def _collect(self, values: set[str]) -> None:
-        """Delete the files of values that no row names, after the commit that let go of them.
+    def _collect(self) -> None:
+        """Delete the files of loose values that no row names, after the commit that let go of them.
 
         Before it, a crash would leave rows without files; and it takes the lock again, because another
         process may have stored the same value in between.
         """
+        loose, self._loose = self._loose, set()
+        if not loose:
+            return
         try:
             self._database.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError:
             return  # busy: they stay as orphans, and fsck collects them
         try:
-            for value in values:
+            for value in loose:
                 query = "SELECT 1 FROM {} WHERE value = ? LIMIT 1"
                 if not any(self._execute(query.format(t), value) for t in ("entries", "history")):
                     self._value_path(value).unlink(missing_ok=True)
