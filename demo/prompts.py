@@ -1,7 +1,8 @@
-"""Write the held-out and tuning prompts with their expectations: `python -m demo.prompts`.
+"""Write the held-out, tuning and memory prompts with their expectations: `python -m demo.prompts`.
 
-Both are built around combinations that training never sees. Settings are chosen on `tuning.json`;
-figures are quoted on `held_out.json`. The two share no prompt.
+The first two are built around combinations that training never sees: settings are chosen on
+`tuning.json`, figures are quoted on `held_out.json`, and they share no prompt. What a memory has
+solved before (`memory.json`, 200 prompts) is built around the others, so it holds no held-out scene.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ def spec(scene: Scene) -> dict[str, object]:
     }
 
 
-def collect(seed: int, per_category: int, exclude: set[str]) -> list[dict[str, object]]:
-    """Distinct held-out prompts, the categories in turn."""
-    sampler, rows, seen = SceneSampler(seed, held_out=True), [], set(exclude)
+def collect(
+    seed: int, per_category: int, exclude: set[str], held_out: bool = True
+) -> list[dict[str, object]]:
+    """Distinct prompts, the categories in turn."""
+    sampler, rows, seen = SceneSampler(seed, held_out), [], set(exclude)
     for _ in range(per_category):
         for category in CATEGORIES:
             while (scene := sampler.sample(category)).caption in seen:
@@ -41,8 +44,9 @@ def collect(seed: int, per_category: int, exclude: set[str]) -> list[dict[str, o
 def main() -> None:
     held_out = collect(seed=7001, per_category=30, exclude=set())
     tuning = collect(seed=7002, per_category=12, exclude={str(row["prompt"]) for row in held_out})
+    memory = collect(seed=7003, per_category=29, exclude=set(), held_out=False)[:200]
     FOLDER.mkdir(exist_ok=True)
-    for name, rows in (("held_out", held_out), ("tuning", tuning)):
+    for name, rows in (("held_out", held_out), ("tuning", tuning), ("memory", memory)):
         text = ",\n".join(json.dumps(row) for row in rows)
         (FOLDER / f"{name}.json").write_text(f"[\n{text}\n]\n")
 

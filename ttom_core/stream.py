@@ -52,8 +52,7 @@ def generate_with_memory(
             "read, or open it to write."
         )
     recall = memory.recall(
-        prompt,
-        layout,
+        memory.scene(prompt, layout),
         backbone.fingerprint,
         threshold=use.threshold,
         top_k=use.top_k,

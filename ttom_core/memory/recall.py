@@ -41,13 +41,20 @@ class MemorySettings(BaseModel):
 
 
 @dataclass(frozen=True)
-class Recall:
-    """What a memory knows of a scene: its key and embedding, what was found, and that fused."""
+class Scene:
+    """What a memory files a prompt and its layout under."""
 
     prompt: str
     layout: Layout
     key: SceneKey
     embedding: np.ndarray  # float32 [d]
+
+
+@dataclass(frozen=True)
+class Recall:
+    """What a memory knows of a scene: what was found, and that fused."""
+
+    scene: Scene
     hits: tuple[Hit, ...]
     adapter: Adapter | None  # None without hits
     skipped: tuple[str, ...]  # a sentence for each entry that was found and could not be used
@@ -64,10 +71,14 @@ class Memory:
     def __init__(self, store: MemoryStore, embedder: Embedder) -> None:
         self.store, self.embedder = store, embedder
 
+    def scene(self, prompt: str, layout: Layout) -> Scene:
+        """The scene of a prompt and its layout; TTOMError when the layout has no objects."""
+        key = scene_key(prompt, layout)
+        return Scene(prompt, layout, key, self.embedder([key.sentence])[0])
+
     def recall(
         self,
-        prompt: str,
-        layout: Layout,
+        scene: Scene,
         fingerprint: str,
         *,
         threshold: float = 0.5,
@@ -75,16 +86,14 @@ class Memory:
         rank: int | None = None,
         modules: Collection[str] | None = None,
     ) -> Recall:
-        """Read the scene of a prompt and its layout; hits are averaged exactly and cut to `rank`.
+        """Read a scene; the hits' adapters are averaged exactly and cut to `rank`.
 
         Entries whose adapters sit elsewhere than on `modules` (made with other layers or another scope)
         cannot be averaged with the others and are left out, each with a sentence.
         """
-        key = scene_key(prompt, layout)
-        embedding = self.embedder([key.sentence])[0]
         found = self.store.read(
-            key,
-            embedding,
+            scene.key,
+            scene.embedding,
             embedder=self.embedder.name,
             fingerprint=fingerprint,
             threshold=threshold,
@@ -94,25 +103,23 @@ class Memory:
         for hit in found:
             adapter = self.store.load(hit.entry)
             if modules is not None and adapter.weights.keys() != set(modules):
-                skipped.append(
-                    f"Memory entry {hit.entry.id[:8]} was made with other layers or another scope."
-                )
+                name = hit.entry.id[:8]
+                skipped.append(f"Memory entry {name} was made with other layers or another scope.")
                 continue
             hits.append(hit)
             adapters.append(adapter)
         fused = fuse(adapters, rank=rank) if adapters else None
-        return Recall(prompt, layout, key, embedding, tuple(hits), fused, tuple(skipped))
+        return Recall(scene, tuple(hits), fused, tuple(skipped))
 
-    def insert(self, recall: Recall, adapter: Adapter, **facts: Any) -> MemoryEntry:
-        """Keep an adapter as a new entry for a recalled scene; `facts` as in `MemoryStore.insert`."""
+    def insert(self, scene: Scene, adapter: Adapter, **facts: Any) -> MemoryEntry:
+        """Keep an adapter as a new entry for a scene; `facts` as in `MemoryStore.insert`."""
         return self.store.insert(
             adapter,
-            recall.key,
-            recall.embedding,
+            scene.key,
+            scene.embedding,
             embedder=self.embedder.name,
-            prompt=recall.prompt,
-            layout=recall.layout,
-            parents=[hit.entry.id for hit in recall.hits],
+            prompt=scene.prompt,
+            layout=scene.layout,
             **facts,
         )
 
@@ -136,8 +143,9 @@ class Memory:
             return "kept as it was"
         if not recall.hits or on_hit == "insert":
             self.insert(
-                recall,
+                recall.scene,
                 adapter,
+                parents=[hit.entry.id for hit in recall.hits],
                 settings=settings,
                 lora_seed=lora_seed,
                 loss_first=loss_first,

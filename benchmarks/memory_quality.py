@@ -1,0 +1,284 @@
+"""Does memory work? The analogues of the paper's tables 3, 4 and 6 on the demo model, with two controls.
+
+    python benchmarks/memory_quality.py [--limit 105] [--workers 4] [--only NAME ...]
+
+A memory is built from the first 200 prompts of demo/prompts/memory.json, each optimised from scratch.
+Then every held-out prompt is made by every variant at the same seed and scored: the base model, TTO
+alone, the memory read without optimising, and the memory as the start of the optimisation, with its
+size, the number of fused entries and the iterations varied. Controls: entries of the mirrored scene
+(the wrong direction) and random entries. Resumable: every finished clip is a line in rows.jsonl.
+Writes results/memory_quality.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import re
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ttom_core.adapter import Adapter
+from ttom_core.backbones import load
+from ttom_core.evaluation.evaluate import bootstrap, load_prompts
+from ttom_core.evaluation.results import write_result
+from ttom_core.evaluation.scores import score
+from ttom_core.fusion import fuse
+from ttom_core.memory.embedding import PipelineEmbedder
+from ttom_core.memory.recall import Memory
+from ttom_core.memory.store import MemoryStore
+from ttom_core.optimize import PRESETS
+from ttom_core.planner import plan
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "memory_quality.json"
+PROMPTS = ROOT / "demo" / "prompts"
+SIZES = (50, 100, 150, 200)
+MIRROR = {"left": "right", "right": "left", "up": "down", "down": "up", "above": "below", "below": "above"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to make a clip. memory: entries it was built from, 0 for none; source: whose entries."""
+
+    iterations: int = 8  # 0 does not optimise
+    memory: int = 0
+    top_k: int = 5
+    source: str = "own"  # own, mirrored or random
+    until: float | None = None  # adapter_until_sigma, where it is not the preset's
+
+    @property
+    def base(self) -> bool:
+        return not (self.iterations or self.memory)
+
+
+VARIANTS: dict[str, Variant] = {
+    "base": Variant(iterations=0),
+    "tto": Variant(),
+    "tto_4": Variant(iterations=4),
+    "tto_2": Variant(iterations=2),
+    "memory_only": Variant(iterations=0, memory=200),
+    "memory_only_top1": Variant(iterations=0, memory=200, top_k=1),
+    "memory_only_top10": Variant(iterations=0, memory=200, top_k=10),
+    "memory_only_long": Variant(iterations=0, memory=200, until=0.5),
+    "memory_tto": Variant(memory=200),
+    "memory_tto_4": Variant(iterations=4, memory=200),
+    "memory_tto_2": Variant(iterations=2, memory=200),
+    "memory_tto_top1": Variant(memory=200, top_k=1),
+    "memory_tto_top10": Variant(memory=200, top_k=10),
+    **{f"memory_tto_of_{size}": Variant(memory=size) for size in SIZES[:-1]},
+    "wrong_direction_only": Variant(iterations=0, memory=200, source="mirrored"),
+    "wrong_direction": Variant(memory=200, source="mirrored"),
+    "random_only": Variant(iterations=0, memory=200, source="random"),
+    "random": Variant(memory=200, source="random"),
+}
+
+
+def mirrored(prompt: str) -> str | None:
+    """The prompt with every direction and relation turned round; None where it has none."""
+    turned = re.sub(r"\b(left|right|up|down|above|below)\b", lambda m: MIRROR[m[0]], prompt)
+    return None if turned == prompt else turned
+
+
+@cache
+def _memory(folder: str, model: str, read_only: bool = True) -> Memory:
+    return Memory(MemoryStore(folder, read_only=read_only), PipelineEmbedder(_backbone(model).pipeline))
+
+
+@cache
+def _backbone(model: str) -> Any:
+    import torch
+
+    torch.set_num_threads(1)
+    return load(model)
+
+
+def remember(job: tuple[str, int, str, str]) -> str:
+    """Optimise one prompt from scratch and insert what was found; its first and last loss."""
+    from ttom_core.generate import generate
+
+    prompt, seed, folder, model = job
+    backbone, memory = _backbone(model), _memory(folder, model, False)
+    settings, layout = PRESETS["demo"], plan(prompt)
+    made = generate(backbone, prompt, layout, settings, seed=seed)
+    assert made.adapter is not None and made.trace is not None
+    memory.insert(
+        memory.scene(prompt, layout),
+        made.adapter,
+        settings=settings.model_dump(mode="json"),
+        lora_seed=settings.lora_seed,
+        loss_first=made.trace.first_loss,
+        loss_last=made.trace.last_loss,
+    )
+    return prompt
+
+
+def _start(variant: Variant, prompt: str, seed: int, stores: str, model: str) -> tuple[Adapter | None, int]:
+    """The adapter that a variant starts from, and of how many entries it is."""
+    if not variant.memory:
+        return None, 0
+    backbone, memory = _backbone(model), _memory(f"{stores}/{variant.memory}", model)
+    rank = PRESETS["demo"].rank
+    if variant.source == "random":
+        entries = list(memory.store.entries())
+        chosen = random.Random(seed).sample(entries, variant.top_k)
+        return fuse([memory.store.load(e) for e in chosen], rank=rank), len(chosen)
+    text = prompt if variant.source == "own" else mirrored(prompt)
+    if text is None:
+        return None, 0
+    recall = memory.recall(
+        memory.scene(text, plan(text)), backbone.fingerprint, top_k=variant.top_k, rank=rank
+    )
+    return recall.adapter, len(recall.hits)
+
+
+def make(job: tuple[str, dict[str, Any], int, str, str]) -> dict[str, Any]:
+    """One clip of one variant, scored."""
+    from ttom_core.generate import generate
+
+    name, spec, seed, stores, model = job
+    variant, prompt, backbone = VARIANTS[name], spec["prompt"], _backbone(model)
+    adapter, entries = _start(variant, prompt, seed, stores, model)
+    settings = PRESETS["demo"].model_copy(update={"iterations": variant.iterations})
+    if variant.until is not None:
+        settings = settings.model_copy(update={"adapter_until_sigma": variant.until})
+    if variant.base:
+        made = generate(backbone, prompt, seed=seed)
+    else:
+        made = generate(backbone, prompt, plan(prompt), settings, seed=seed, adapter=adapter)
+    scored, trace = score(made.frames, spec), made.trace
+    return {
+        "variant": name,
+        "prompt": prompt,
+        "category": spec["category"],
+        "seed": seed,
+        "entries": entries,
+        "composition": scored.composition,
+        "presence": scored.presence,
+        "seconds": made.seconds,
+        "first_loss": trace.first_loss if trace else None,
+        "last_loss": trace.last_loss if trace else None,
+    }
+
+
+def build(folder: Path, model: str, workers: int) -> None:
+    """The memories of every size, the largest optimised and the others copied from it."""
+    prompts = [row["prompt"] for row in load_prompts(PROMPTS / "memory.json")]
+    full = folder / str(SIZES[-1])
+    with MemoryStore(full) as store:
+        there = {entry.prompt for entry in store.entries()}
+    # Noise of its own for every entry, and none that a held-out prompt is made with.
+    jobs = [(p, 100_000 + i, str(full), model) for i, p in enumerate(prompts[: SIZES[-1]]) if p not in there]
+    for _ in tqdm(_pool(remember, jobs, workers), total=len(jobs), desc="build the memory"):
+        pass
+    with MemoryStore(full, read_only=True) as store:
+        entries = {entry.prompt: entry for entry in store.entries()}
+        for size in SIZES[:-1]:
+            with MemoryStore(folder / str(size)) as smaller:
+                known = {entry.prompt for entry in smaller.entries()}
+                for entry in (entries[p] for p in prompts[:size] if p not in known):
+                    facts = {"embedder": entry.embedder, "prompt": entry.prompt, "layout": entry.layout}
+                    smaller.insert(store.load(entry), entry.key, entry.embedding, **facts)
+
+
+def _pool(function: Any, jobs: list, workers: int) -> Any:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context) as pool:
+        yield from pool.map(function, jobs)
+
+
+def figures(rows: list[dict[str, Any]], names: list[str]) -> dict[str, dict[str, Any]]:
+    """Composition, presence and seconds of each variant; controls only where they had entries."""
+    table: dict[str, dict[str, Any]] = {}
+    by_name = {name: [row for row in rows if row["variant"] == name] for name in names}
+    for name in list(by_name):
+        # A mirrored scene exists only for prompts with a direction: compare on those alone.
+        if VARIANTS[name].source == "mirrored":
+            by_name[name] = [row for row in by_name[name] if row["entries"]]
+            prompts = {row["prompt"] for row in by_name[name]}
+            for other in ("base", "tto", "memory_only", "memory_tto"):
+                own = [row for row in by_name.get(other, []) if row["prompt"] in prompts]
+                by_name[f"{other}_where_directed"] = own
+    for name, members in by_name.items():
+        if not members:
+            continue
+        for quantity in ("composition", "presence"):
+            value, low, high = bootstrap(np.array([row[quantity] for row in members]))
+            table[f"{name}_{quantity}"] = _figure(value, low, high, len(members), "score 0-1")
+        seconds = np.array([row["seconds"] for row in members])
+        low, value, high = np.quantile(seconds, (0.25, 0.5, 0.75))
+        unit = "s a clip, one thread, median and quartiles"
+        table[f"{name}_seconds"] = _figure(value, low, high, len(members), unit)
+    for first, second in (("memory_tto", "tto"), ("memory_tto_4", "tto"), ("memory_only", "base")):
+        if by_name.get(first) and by_name.get(second):
+            other = {row["prompt"]: row["composition"] for row in by_name[second]}
+            gains = np.array([row["composition"] - other[row["prompt"]] for row in by_name[first]])
+            value, low, high = bootstrap(gains)
+            table[f"{first}_over_{second}"] = _figure(value, low, high, len(gains), "paired difference")
+    used = [row["entries"] > 0 for row in by_name.get("memory_tto", [])]
+    if used:
+        table["prompts_with_a_hit"] = _figure(*bootstrap(np.array(used, float)), len(used), "share")
+    return table
+
+
+def _figure(value: float, low: float, high: float, n: int, unit: str) -> dict[str, Any]:
+    return {
+        "value": round(float(value), 4),
+        "low": round(float(low), 4),
+        "high": round(float(high), 4),
+        "n": n,
+        "unit": unit,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default=str(ROOT / "demo" / "model"))
+    parser.add_argument("--out", type=Path, default=Path("outputs/memory_quality"))
+    parser.add_argument("--limit", type=int, default=105, help="held-out prompts")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    options = parser.parse_args()
+
+    stores = options.out / "stores" / _backbone(options.model).fingerprint.replace("/", "_")[-40:]
+    build(stores, options.model, options.workers)
+    prompts = load_prompts(PROMPTS / "held_out.json", options.limit)
+    settings = PRESETS["demo"].model_dump(mode="json")
+    path = options.out / "rows.jsonl"
+    done: dict[tuple[str, str], dict[str, Any]] = {}
+    made_with = {"model": _backbone(options.model).fingerprint, "settings": settings}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        row = json.loads(line)
+        if row["made_with"] == made_with and row["how"] == asdict(VARIANTS[row["variant"]]):
+            done[row["variant"], row["prompt"]] = row
+    jobs = [
+        (name, spec, seed, str(stores), options.model)
+        for name in options.only
+        for seed, spec in enumerate(prompts)
+        if (name, spec["prompt"]) not in done
+    ]
+    with path.open("a") as file:
+        for row in tqdm(_pool(make, jobs, options.workers), total=len(jobs), desc="held-out clips"):
+            how = asdict(VARIANTS[row["variant"]])
+            file.write(json.dumps(row | {"made_with": made_with, "how": how}) + "\n")
+            file.flush()
+            done[row["variant"], row["prompt"]] = row
+    wanted = {spec["prompt"] for spec in prompts}
+    rows = [row for row in done.values() if row["prompt"] in wanted]
+    table = figures(rows, list(VARIANTS))
+    for name, value in table.items():
+        print(f"{name:45} {value['value']:8.3f}  ({value['low']:.3f} to {value['high']:.3f}, n {value['n']})")
+    write_result(RESULT, f"python benchmarks/memory_quality.py --limit {options.limit}", 0, table)
+
+
+if __name__ == "__main__":
+    main()
