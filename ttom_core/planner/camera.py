@@ -19,9 +19,14 @@ GRID = frame_times(21)  # where a moving camera is sampled: Wan's latent frames,
 
 
 class Form(BaseModel):
-    """What a language model fills in: every field is required, as strict structured outputs ask."""
+    """What a language model fills in: every field is required, as strict structured outputs ask.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    What a model adds of its own is told off by the schema, and passed over where no schema was enforced.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, allow_inf_nan=False, json_schema_extra={"additionalProperties": False}
+    )
 
 
 class WorldKeyframe(Form):

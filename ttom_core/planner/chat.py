@@ -60,16 +60,15 @@ class LLMSettings(BaseModel):
     @field_validator("base_url")
     @classmethod
     def _plain(cls, url: str | None) -> str | None:
-        parts = urlsplit(url or OPENAI)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("give an http or https address, like http://localhost:11434/v1")
-        if "@" in parts.netloc or parts.query or parts.fragment:
-            raise ValueError("give an address without name, key or query; a key belongs in the environment")
-        return url
+        return None if url is None else _address(url)
 
     @property
     def server(self) -> str:
-        return (self.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI).rstrip("/")
+        """The address that is asked; LLMError when the environment's is none."""
+        try:
+            return self.base_url or _address(os.environ.get("OPENAI_BASE_URL") or OPENAI)
+        except ValueError as error:
+            raise LLMError(f"OPENAI_BASE_URL names no server: {error}.") from None
 
     @property
     def variable(self) -> str | None:
@@ -91,6 +90,16 @@ class LLMSettings(BaseModel):
         apart = {"timeout", "retries", "prompts", "key_variable", "input_price", "output_price"}
         templates = [self.template(path.stem) for path in sorted(PROMPTS.glob("*.txt"))]
         return self.model_dump(exclude=apart) | {"base_url": self.server, "templates": templates}
+
+
+def _address(url: str) -> str:
+    """An address that may be shown: ValueError when it holds more than a server and a path."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("give an http or https address, like http://localhost:11434/v1")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError("give an address without name, key or query; a key belongs in the environment")
+    return url.rstrip("/")
 
 
 class Usage(BaseModel):
@@ -146,6 +155,8 @@ class Chat:
                 f"There is no key in {settings.variable}; set it, give a local server's base_url, "
                 "or plan by the rules."
             )
+        if not (self.key.isascii() and self.key.isprintable()):
+            raise LLMError(f"{settings.variable} holds characters that no key has; copy the key again.")
         self.openai = _openai()
         self.extras: dict[str, Any] = {
             "stream": True,
@@ -167,9 +178,10 @@ class Chat:
 
     def reply(self, messages: Messages, form: type[BaseModel], stage: str, ask: int) -> Reply:
         """One answer to the messages, in the form's JSON as far as the server can see to it."""
+        deadline = time.monotonic() + self.settings.timeout
         while True:
             try:
-                reply = self._listen(self._request(messages, form), stage, ask)
+                reply = self._listen(self._request(messages, form), stage, ask, deadline)
             except (self.openai.BadRequestError, self.openai.UnprocessableEntityError) as error:
                 if not self._asks_less(str(error)):
                     self._fail(error)
@@ -201,11 +213,10 @@ class Chat:
             del self.extras[name]
         return bool(left)
 
-    def _listen(self, request: dict[str, Any], stage: str, ask: int) -> Reply:
-        """Collect an answer within the time limit, telling the caller how it goes."""
+    def _listen(self, request: dict[str, Any], stage: str, ask: int, deadline: float) -> Reply:
+        """Collect an answer until the deadline, telling the caller how it goes."""
         text = refusal = ""
         reason = None
-        deadline = time.monotonic() + self.settings.timeout
         with self._pieces(request) as pieces:
             while True:
                 self.on_progress(Progress(stage, ask, len(text)))
@@ -219,14 +230,17 @@ class Chat:
                     raise piece
                 if piece is None or isinstance(piece, Exception):
                     break  # a connection lost in mid-answer ends it: it is asked for again
-                if piece.usage is not None:
-                    self.input_tokens += piece.usage.prompt_tokens or 0
-                    self.output_tokens += piece.usage.completion_tokens or 0
-                for choice in piece.choices[:1]:
-                    said = getattr(choice, "delta", None) or choice.message
-                    text += said.content or ""
-                    refusal += getattr(said, "refusal", None) or ""
-                    reason = choice.finish_reason or reason
+                try:
+                    if piece.usage is not None:
+                        self.input_tokens += int(piece.usage.prompt_tokens or 0)
+                        self.output_tokens += int(piece.usage.completion_tokens or 0)
+                    for choice in piece.choices[:1]:
+                        said = getattr(choice, "delta", None) or choice.message
+                        text += said.content or ""
+                        refusal += getattr(said, "refusal", None) or ""
+                        reason = choice.finish_reason or reason
+                except (AttributeError, TypeError, ValueError):  # openai does not check what it passes on
+                    self._fail(self.openai.OpenAIError())
                 if len(text) + len(refusal) > MAX_REPLY:
                     text, reason = text[:MAX_REPLY], "length"
                     break
@@ -299,6 +313,8 @@ class Chat:
             what = f"refused the request ({status}){self._shown(str(error))}; try another model"
         elif isinstance(error, self.openai.APIConnectionError):
             what = "cannot be reached, or hung up; start it or check the base_url"
+        elif isinstance(error, self.openai.APIError):  # told in the middle of a stream
+            what = f"broke off with an error{self._shown(error.message)}; try again, or another model"
         else:
             what = "gave an answer that is no chat completion; check the base_url"
         raise LLMError(f"{settings.server} {what}.") from None

@@ -174,14 +174,15 @@ def _untangled(objects: list[WorldObject], done: list[str]) -> list[WorldObject]
         if len(group) < 2 or len(times) > 1:
             continue
         columns = [list(c) for c in zip(*(objects[i].keyframes for i in group), strict=True)]
-        for before, after in pairwise(columns):
+        for place, (before, after) in enumerate(pairwise(columns), 1):
             way = np.array([[np.hypot(b.x - a.x, b.y - a.y) for b in after] for a in before])
             if way.diagonal().max() <= MAX_SPEED * (after[0].time - before[0].time):
                 continue
             _, order = linear_sum_assignment(way)
-            after[:] = [after[j] for j in order]
-        for place, i in enumerate(group):
-            frames = tuple(column[place] for column in columns)
+            for column in columns[place:]:
+                column[:] = [column[j] for j in order]
+        for row, i in enumerate(group):
+            frames = tuple(column[row] for column in columns)
             if frames != objects[i].keyframes:
                 done.append(f"{objects[i].id!r} had changed places with its like; it follows its own way.")
                 objects[i] = objects[i].model_copy(update={"keyframes": frames})

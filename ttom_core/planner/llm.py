@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from string import Template
 from typing import Any, TypeVar
 
@@ -19,6 +20,8 @@ from .camera import Form, World, WorldKeyframe, WorldObject, project
 from .chat import Chat, LLMError, LLMSettings, OnProgress, Reply, Usage
 from .checks import check, check_names, own_words, repair, retold
 from .rules import MAX_LENGTH, PlanError
+
+MAX_DEPTH = 32  # brackets within brackets; the forms have six
 
 Answer = TypeVar("Answer", bound=BaseModel)
 Result = TypeVar("Result")
@@ -97,13 +100,14 @@ class _Planning:
     def __init__(self, prompt: str, settings: LLMSettings, chat: Chat) -> None:
         self.prompt, self.settings, self.chat = prompt, settings, chat
         self.reasks = 0
+        self.read = list[str]()  # what had to be repaired before it could be read
 
     def run(self) -> Proposal:
         draft, faults = self._staged() if self.settings.staged else self._whole()
         return Proposal(
             layout=draft.layout.model_copy(update={"unresolved": tuple(faults)}),
             world=draft.world,
-            repaired=draft.repaired,
+            repaired=(*self.read, *draft.repaired),
             faults=tuple(faults),
             reasks=self.reasks,
             usage=self.chat.usage,
@@ -118,10 +122,11 @@ class _Planning:
             else:
                 text = described
         material: dict[str, Any] = {"prompt": self.prompt, "text": text}
-        things, _ = self._ask("objects", Things, material, lambda answer: self._listed(answer, text))
+        things, open_ = self._ask("objects", Things, material, lambda answer: self._listed(answer, text))
         material["objects"] = [thing.model_dump() for thing in things]
+        settled = None if open_ else things  # a list with faults may still be mended with the boxes
         draft, faults = self._ask(
-            "layout", World, material, lambda answer: self._drafted(answer, text, things)
+            "layout", World, material, lambda answer: self._drafted(answer, text, settled)
         )
         return draft, notes + faults
 
@@ -184,17 +189,18 @@ class _Planning:
             {"role": "system", "content": "\n\n".join(map(template, ["role", *names]))},
             {"role": "user", "content": json.dumps(material, ensure_ascii=False)},
         ]
-        best: tuple[Result, list[str]] | None = None
+        best: tuple[Result, list[str], bool] | None = None
         for ask in range(1 + self.settings.reasks):
             self.reasks += ask > 0
             reply = self.chat.reply(messages, form, stage, ask)
             try:
-                result, faults = judge(_parse(reply, form))
+                answer, damaged = _parse(reply, form)
+                result, faults = judge(answer)
             except _UnusableError as error:
                 faults = [str(error)]
             else:
                 if best is None or len(faults) < len(best[1]):
-                    best = result, faults
+                    best = result, faults, damaged
                 if not faults:
                     break
             listed = "\n".join(f"- {fault}" for fault in faults)
@@ -207,11 +213,13 @@ class _Planning:
                 f"{self.settings.model!r} gave no usable plan in {1 + self.settings.reasks} tries "
                 f"({faults[0][:200].rstrip('.')}); try another model, or plan by the rules."
             )
-        return best
+        result, faults, damaged = best
+        self.read += [f"The model's answer to {stage!r} was damaged JSON; it was repaired."] * damaged
+        return result, faults
 
 
-def _parse(reply: Reply, form: type[Answer]) -> Answer:
-    """The JSON object in a reply: without what stands around it, and repaired where it is damaged."""
+def _parse(reply: Reply, form: type[Answer]) -> tuple[Answer, bool]:
+    """The JSON object in a reply, without what stands around it; and whether it had to be repaired."""
     import json_repair
 
     text = reply.text.rpartition("</think>")[2]
@@ -219,20 +227,27 @@ def _parse(reply: Reply, form: type[Answer]) -> Answer:
     if start < 0:
         raise _UnusableError("Your answer holds no JSON object.")
     try:
-        return form.model_validate_json(text[start : max(start, end)])
+        return form.model_validate_json(text[start : max(start, end)]), False
     except ValidationError as error:
         if error.errors()[0]["type"] != "json_invalid":
             raise _UnusableError(_wrong(error)) from None
     if not reply.finished:
         raise _UnusableError("Your answer was cut off; give the whole of it, in fewer words and keyframes.")
+    if _depth(text[start:]) > MAX_DEPTH:  # the repair's time grows with its square
+        raise _UnusableError("Your answer is no valid JSON.")
     try:
         value = json_repair.loads(text[start:])
         values = value if isinstance(value, list) else [value]
-        return form.model_validate(next((v for v in values if isinstance(v, dict)), None))
+        return form.model_validate(next((v for v in values if isinstance(v, dict)), None)), True
     except ValidationError as error:
         raise _UnusableError(_wrong(error)) from None
     except (ValueError, RecursionError):
         raise _UnusableError("Your answer is no valid JSON.") from None
+
+
+def _depth(text: str) -> int:
+    """How many brackets are open at most, strings not told apart."""
+    return max(accumulate((c in "{[") - (c in "}]") for c in text))
 
 
 def _wrong(error: ValidationError) -> str:
