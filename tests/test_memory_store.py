@@ -342,7 +342,7 @@ def test_another_process_is_seen_at_once(store):
 
 def test_a_value_deleted_since_it_was_found_is_an_error_with_a_sentence(store):
     entry = insert(store)
-    store._value_path(entry.value).unlink()
+    store.value_path(entry.value).unlink()
     with pytest.raises(MemoryStoreError, match="is gone, deleted since it was found"):
         store.load(entry)
 
@@ -557,7 +557,7 @@ def test_another_version_is_refused(store):
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove"])
 def test_damaged_values_are_found_and_removed(store, harm):
     entry, sound = insert(store, 0), insert(store, 1)
-    path = store._value_path(entry.value)
+    path = store.value_path(entry.value)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     {

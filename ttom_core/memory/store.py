@@ -11,13 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import sqlite3
 import threading
 import time
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -261,7 +260,7 @@ class MemoryStore:
 
     def load(self, entry: MemoryEntry) -> Adapter:
         """The adapter of an entry, its hash checked; MemoryStoreError if the file is gone or damaged."""
-        path = self._value_path(entry.value)
+        path = self.value_path(entry.value)
         try:
             return load_value(path, entry)
         except FileNotFoundError:
@@ -369,19 +368,25 @@ class MemoryStore:
             self._execute("DELETE FROM changes WHERE number = ?", number)
         return f"The last change ({kind}, {count} {'entry' if count == 1 else 'entries'}) is undone."
 
-    def adopt(self, entries: Iterable[tuple[MemoryEntry, Path]]) -> None:
-        """Take in checked entries with their value files, all or none, under their own ids (`pack`)."""
+    def adopt(self, entries: Iterable[MemoryEntry], write: Callable[[MemoryEntry, Path], None]) -> None:
+        """Take in checked entries under their own ids, all or none; `write` fills a value's file.
+
+        An entry that was here keeps its uses and its pin.
+        """
         entries = list(entries)
-        with self._change("import", [entry.id for entry, _ in entries]):
-            for entry, path in entries:
+        with self._change("import", [entry.id for entry in entries]):
+            for entry in entries:
                 part = self._incoming()
                 try:
-                    shutil.copyfile(path, part)
+                    write(entry, part)
                     self._keep_value(part, entry.value)
                 finally:
                     part.unlink(missing_ok=True)
+                here = "SELECT uses, last_used, pinned FROM entries WHERE id = ?"
+                for uses, last_used, pinned in self._execute(here, entry.id):
+                    entry = replace(entry, uses=uses, last_used=last_used, pinned=bool(pinned))
                 self._write_row(entry)
-            self._make_room({entry.id for entry, _ in entries})
+            self._make_room({entry.id for entry in entries})
 
     # Looking around -------------------------------------------------------------------------------
 
@@ -462,7 +467,7 @@ class MemoryStore:
         # about to commit its row.
         with self._writing() if repair else self._reading():
             names = "SELECT value FROM entries UNION SELECT value FROM history"
-            named = {self._value_path(v) for (v,) in self._execute(names) if v}
+            named = {self.value_path(v) for (v,) in self._execute(names) if v}
             files = [p for part in ("values", "incoming") for p in (self.folder / part).rglob("*")]
             orphans = [p for p in files if p.is_file() and p not in named]
             if repair:
@@ -530,7 +535,8 @@ class MemoryStore:
 
     # Values ---------------------------------------------------------------------------------------
 
-    def _value_path(self, value: str) -> Path:
+    def value_path(self, value: str) -> Path:
+        """Where the value of a SHA-256 lies."""
         return self.folder / "values" / value[:2] / f"{value}.safetensors"
 
     def _incoming(self) -> Path:
@@ -556,7 +562,7 @@ class MemoryStore:
 
     def _keep_value(self, part: Path, value: str) -> None:
         """Move a whole file of this folder under its hash and see both on disk."""
-        path = self._value_path(value)
+        path = self.value_path(value)
         _sync(part)
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -577,7 +583,7 @@ class MemoryStore:
             stored = np.frombuffer(row[-2], np.int8).astype(int)
             if stored.shape != (SIZE,) or np.abs(stored - sketch(entry.embedding)).max() > 1:
                 return "its sketch does not fit its embedding"
-            path = self._value_path(entry.value)
+            path = self.value_path(entry.value)
             if not path.is_file():
                 return "its value is missing"
             if path.stat().st_size != entry.value_bytes or _hash(path) != entry.value:
@@ -771,7 +777,7 @@ class MemoryStore:
             for value in loose:
                 query = "SELECT 1 FROM {} WHERE value = ? LIMIT 1"
                 if not any(self._execute(query.format(t), value) for t in ("entries", "history")):
-                    self._value_path(value).unlink(missing_ok=True)
+                    self.value_path(value).unlink(missing_ok=True)
         finally:
             self._database.execute("ROLLBACK")
 
