@@ -18,6 +18,7 @@ from .words import CAMERA, COLOURS, PARTS, SCENERY, Noun, Step, Word, read_words
 MAX_COUNT, MAX_OBJECTS = 12, 24  # of one kind, and in all
 MAX_LENGTH = 5000  # characters; longer than any text encoder reads
 IMPLIED: dict[str, Step] = {"fall": (0, 1), "rise": (0, -1)}
+SWAYING = ("go", "bounce", "sway")  # what "back and forth" and "up and down" say the manner of
 PAIRS = {"follow": "follow", "push": "follow", "approach": "approach", "away": "depart"}
 
 
@@ -261,8 +262,8 @@ class Reader:
     def on_motion(self, word: Word) -> None:
         kind, step = word.value
         self._fix_direction(kind)
-        if kind == "sway" and self.motion and self.motion.kind in ("go", "bounce") and step:
-            if self.motion.kind == "go":
+        if kind == "sway" and self.motion and self.motion.kind in SWAYING and step:
+            if self.motion.kind != "bounce":
                 self.motion.kind, self.motion.step, self.motion.said = kind, step, True
             return
         plain = self.motion if self.motion and self.motion.kind == "go" else None
@@ -283,9 +284,9 @@ class Reader:
 
     def _fix_direction(self, kind: str) -> None:
         """A new verb ends the motion before it, except where it only says how."""
-        if kind in ("circle", "zigzag", "sway") and self.motion and self.motion.kind == "go":
+        if kind in ("circle", "zigzag") and self.motion and self.motion.kind == "go":
             return
-        if not (kind == "sway" and self.motion and self.motion.kind == "bounce"):
+        if not (kind == "sway" and self.motion and self.motion.kind in SWAYING):
             self._end_motion()
 
     def _act(self, kind: str, text: str, actors: list[int], step: Step | None = None) -> None:
