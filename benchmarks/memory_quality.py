@@ -34,7 +34,7 @@ from ttom_core.evaluation.results import write_result
 from ttom_core.evaluation.scores import score
 from ttom_core.fusion import fuse
 from ttom_core.memory.embedding import PipelineEmbedder
-from ttom_core.memory.recall import Memory
+from ttom_core.memory.recall import Memory, Scene, insert, recall, scene_of
 from ttom_core.memory.store import MemoryStore
 from ttom_core.optimize import PRESETS
 from ttom_core.planner import plan
@@ -111,8 +111,9 @@ def remember(job: tuple[str, int, str, str]) -> str:
     settings, layout = PRESETS["demo"], plan(prompt)
     made = generate(backbone, prompt, layout, settings, seed=seed)
     assert made.adapter is not None and made.trace is not None
-    memory.insert(
-        memory.scene(prompt, layout),
+    insert(
+        memory.store,
+        scene_of(prompt, layout, memory.embedder),
         made.adapter,
         settings=settings.model_dump(mode="json"),
         lora_seed=settings.lora_seed,
@@ -135,10 +136,9 @@ def _start(variant: Variant, prompt: str, seed: int, stores: str, model: str) ->
     text = prompt if variant.source == "own" else mirrored(prompt)
     if text is None:
         return None, 0
-    recall = memory.recall(
-        memory.scene(text, plan(text)), backbone.fingerprint, top_k=variant.top_k, rank=rank
-    )
-    return recall.adapter, len(recall.hits)
+    scene = scene_of(text, plan(text), memory.embedder)
+    known = recall(memory.store, scene, backbone.fingerprint, top_k=variant.top_k, rank=rank)
+    return known.adapter, len(known.hits)
 
 
 def make(job: tuple[str, dict[str, Any], int, str, str]) -> dict[str, Any]:
@@ -186,8 +186,8 @@ def build(folder: Path, model: str, workers: int) -> None:
             with MemoryStore(folder / str(size)) as smaller:
                 known = {entry.prompt for entry in smaller.entries()}
                 for entry in (entries[p] for p in prompts[:size] if p not in known):
-                    facts = {"embedder": entry.embedder, "prompt": entry.prompt, "layout": entry.layout}
-                    smaller.insert(store.load(entry), entry.key, entry.embedding, **facts)
+                    scene = Scene(entry.prompt, entry.layout, entry.key, entry.embedding, entry.embedder)
+                    insert(smaller, scene, store.load(entry))
 
 
 def _pool(function: Any, jobs: list, workers: int) -> Any:
@@ -220,8 +220,8 @@ def figures(rows: list[dict[str, Any]], names: list[str]) -> dict[str, dict[str,
         table[f"{name}_seconds"] = _figure(value, low, high, len(members), unit)
     for first, second in (("memory_tto", "tto"), ("memory_tto_4", "tto"), ("memory_only", "base")):
         if by_name.get(first) and by_name.get(second):
-            other = {row["prompt"]: row["composition"] for row in by_name[second]}
-            gains = np.array([row["composition"] - other[row["prompt"]] for row in by_name[first]])
+            alone = {row["prompt"]: row["composition"] for row in by_name[second]}
+            gains = np.array([row["composition"] - alone[row["prompt"]] for row in by_name[first]])
             value, low, high = bootstrap(gains)
             table[f"{first}_over_{second}"] = _figure(value, low, high, len(gains), "paired difference")
     used = [row["entries"] > 0 for row in by_name.get("memory_tto", [])]

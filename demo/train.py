@@ -164,7 +164,7 @@ def inflate(vae: AutoencoderKLWan) -> None:
                 copies = module.out_channels // module.in_channels
                 identity = torch.eye(module.in_channels).repeat(copies, 1)
                 module.weight[:, :, -1] = identity[..., None, None]
-                module.bias.zero_()
+                torch.nn.init.zeros_(module.bias)
 
 
 def crops(sampler: SceneSampler, batch: int, frames: int, size: int) -> torch.Tensor:

@@ -9,6 +9,16 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .masks import SoftMask
+from .memory import (
+    MemoryBrowse,
+    MemoryDelete,
+    MemoryExport,
+    MemoryImport,
+    MemoryInsert,
+    MemoryOpen,
+    MemoryRead,
+    MemoryUpdate,
+)
 from .planning import LayoutPlanner, LayoutPreview
 from .sampling import LoadModel, TTOSampler
 
@@ -17,4 +27,8 @@ class TTOMExtension(ComfyExtension):
     """The pack as ComfyUI knows it."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadModel, LayoutPlanner, LayoutPreview, SoftMask, TTOSampler]
+        memory = [
+            *[MemoryOpen, MemoryRead, MemoryInsert, MemoryUpdate, MemoryDelete],
+            *[MemoryBrowse, MemoryExport, MemoryImport],
+        ]
+        return [LoadModel, LayoutPlanner, LayoutPreview, SoftMask, TTOSampler, *memory]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,14 +13,19 @@ from comfy.model_management import get_torch_device
 from comfy.utils import ProgressBar
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..ttom_core.errors import TTOMError
+
 if TYPE_CHECKING:
     import torch
 
     from ..ttom_core.adapter import Adapter
     from ..ttom_core.generate import Progress
+    from ..ttom_core.memory.store import MemoryStore
 
 DEMO = "demo"
-_DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "model"
+_ROOT = Path(__file__).parent.parent
+_DEMO_FOLDER = _ROOT / "demo" / "model"
+_STARTER_FOLDER = _ROOT / "memory_store" / "starter"
 
 # diffusers' names of a cross-attention's linears, and what ComfyUI calls the same layers of Wan.
 _COMFY_NAMES = {
@@ -41,6 +47,51 @@ def model_folders() -> dict[str, Path]:
                 inside.clear()
                 folders.setdefault(Path(folder).relative_to(root).as_posix(), Path(folder))
     return folders
+
+
+def _memory_folder(name: str) -> Path:
+    """Where the memory of this name lives: in the user folder, so that updating the pack keeps it."""
+    if not re.fullmatch(r"\w[\w .-]{0,63}", name) or name.endswith((".", " ")):
+        raise TTOMError(
+            f"A memory cannot be called {name!r}; use up to 64 letters, digits, spaces, dots and hyphens."
+        )
+    return Path(folder_paths.get_user_directory()) / "ttom_memory" / name
+
+
+def open_memory(name: str, read_only: bool, max_entries: int | None) -> MemoryStore:
+    """The memory of a name; a missing one is made, unless it is only to be read."""
+    from ..ttom_core.memory.store import MemoryStore
+
+    return MemoryStore(_memory_folder(name), read_only=read_only, max_entries=max_entries)
+
+
+def memory_state(name: str) -> str:
+    """What changes whenever the memory of this name changes."""
+    from ..ttom_core.memory.store import DATABASE, MemoryStore
+
+    folder = _memory_folder(name)
+    if not (folder / DATABASE).exists():
+        return "nothing"
+    with MemoryStore(folder, read_only=True) as store:
+        return store.state
+
+
+def memory_packs() -> dict[str, Path]:
+    """The packs that come with the nodes, then those in ComfyUI's input folder, by the name to show."""
+    folders = {"starter": _STARTER_FOLDER, "input": Path(folder_paths.get_input_directory())}
+    return {
+        f"{where}/{path.name}": path
+        for where, folder in folders.items()
+        for path in sorted(folder.glob("*.ttompack"))
+    }
+
+
+def output_file(prefix: str, suffix: str) -> Path:
+    """A new file in ComfyUI's output folder, numbered like the pictures that are saved there."""
+    root = folder_paths.get_output_directory()
+    folder, name, count, *_ = folder_paths.get_save_image_path(prefix, root)
+    # ComfyUI counts the files that end in an underscore before their suffix.
+    return Path(folder) / f"{name}_{count:05}_.{suffix}"
 
 
 def device() -> str:

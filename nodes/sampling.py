@@ -11,10 +11,19 @@ from ..ttom_core.backbones import load
 from ..ttom_core.generate import generate
 from ..ttom_core.optimize import PRESETS
 from . import host
-from .types import BackboneSocket, LayoutMasks, MasksSocket, to_image
+from .types import (
+    BackboneSocket,
+    LayoutMasks,
+    MasksSocket,
+    RecallSocket,
+    Solved,
+    SolvedSocket,
+    to_image,
+)
 
 if TYPE_CHECKING:
     from ..ttom_core.backbones.base import Backbone
+    from ..ttom_core.memory.recall import Recall
 
 
 class LoadModel(io.ComfyNode):
@@ -82,12 +91,24 @@ class TTOSampler(io.ComfyNode):
                 io.Int.Input("num_frames", default=21, min=1, max=1024, step=4),
                 io.Int.Input("width", default=64, min=16, max=4096, step=8),
                 io.Int.Input("height", default=64, min=16, max=4096, step=8),
+                RecallSocket.Input(
+                    "recall",
+                    optional=True,
+                    tooltip="What a memory found: the optimisation starts there instead of from nothing.",
+                ),
+                io.Boolean.Input(
+                    "optimise",
+                    default=True,
+                    optional=True,
+                    tooltip="Off: what was recalled is used as it is, at the cost of the plain model.",
+                ),
             ],
             outputs=[
                 io.Image.Output("images", display_name="images"),
                 io.Float.Output("fps", display_name="fps", tooltip="The model's frame rate."),
                 io.LoraModel.Output("lora", display_name="lora", tooltip="The adapter that was optimised."),
                 io.LossMap.Output("loss", display_name="loss", tooltip="The loss of every iteration."),
+                SolvedSocket.Output("solved", display_name="solved", tooltip="For a memory to keep."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -106,10 +127,14 @@ class TTOSampler(io.ComfyNode):
         width: int,
         height: int,
         masks: LayoutMasks | None = None,
+        recall: Recall | None = None,
+        optimise: bool = True,
     ) -> io.NodeOutput:
         settings = None
         if masks is not None:
-            choice = {"mask_kind": masks.kind, "softness": masks.softness}
+            choice: dict[str, object] = {"mask_kind": masks.kind, "softness": masks.softness}
+            if not optimise:
+                choice["iterations"] = 0
             settings = PRESETS[preset].model_copy(update=choice)
         with torch.inference_mode(False):
             made = generate(
@@ -124,8 +149,12 @@ class TTOSampler(io.ComfyNode):
                 height=height,
                 width=width,
                 negative_prompt=negative_prompt,
+                adapter=recall.adapter if recall and settings else None,
                 on_progress=host.progress_on(cls.hidden.unique_id),
             )
         lora = host.lora_model(made.adapter) if made.adapter else host.nothing()
         loss = {"loss": [row.loss for row in made.trace.rows]} if made.trace else host.nothing()
-        return io.NodeOutput(to_image(made.frames), float(backbone.fps), lora, loss)
+        solved = host.nothing()
+        if masks is not None and settings is not None and made.adapter and made.trace:
+            solved = Solved(prompt, masks.layout, made.adapter, made.trace, settings)
+        return io.NodeOutput(to_image(made.frames), float(backbone.fps), lora, loss, solved)

@@ -6,6 +6,7 @@ Frames, masks, adapters and losses travel as the stock IMAGE, MASK, LORA_MODEL a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,9 +14,16 @@ from comfy_api.latest import io
 
 from ..ttom_core.layout import Layout
 
+if TYPE_CHECKING:
+    from ..ttom_core.adapter import Adapter
+    from ..ttom_core.optimize import Trace, TTOSettings
+
 BackboneSocket = io.Custom("TTOM_BACKBONE")
 LayoutSocket = io.Custom("TTOM_LAYOUT")
 MasksSocket = io.Custom("TTOM_MASKS")
+MemorySocket = io.Custom("TTOM_MEMORY")
+RecallSocket = io.Custom("TTOM_RECALL")
+SolvedSocket = io.Custom("TTOM_SOLVED")
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,17 @@ class LayoutMasks:
     layout: Layout
     kind: str
     softness: float
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What travels on TTOM_SOLVED: an optimised adapter and all that a memory files it under."""
+
+    prompt: str
+    layout: Layout
+    adapter: Adapter
+    trace: Trace
+    settings: TTOSettings
 
 
 def to_image(frames: np.ndarray) -> torch.Tensor:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from .backbones.base import Backbone
 from .errors import TTOMError
 from .generate import Generation, generate
 from .layout import Layout
-from .memory.recall import Memory, MemorySettings, Recall
+from .memory.recall import Memory, MemorySettings, Recall, learn, recall, scene_of
 from .optimize import TTOSettings
 from .planner import plan
 
@@ -51,8 +51,9 @@ def generate_with_memory(
             f"The memory {memory.store.folder} is open read-only and cannot learn; use the mode start or "
             "read, or open it to write."
         )
-    recall = memory.recall(
-        memory.scene(prompt, layout),
+    known = recall(
+        memory.store,
+        scene_of(prompt, layout, memory.embedder),
         backbone.fingerprint,
         threshold=use.threshold,
         top_k=use.top_k,
@@ -61,12 +62,13 @@ def generate_with_memory(
     )
     if use.mode == "read":
         settings = settings.model_copy(update={"iterations": 0})
-    made = generate(backbone, prompt, layout, settings, adapter=recall.adapter, **sampling)
+    made = generate(backbone, prompt, layout, settings, adapter=known.adapter, **sampling)
     change = ""
     if use.mode == "learn":
         assert made.adapter is not None and made.trace is not None
-        change = memory.learn(
-            recall,
+        change = learn(
+            memory.store,
+            known,
             made.adapter,
             use.on_hit,
             settings=settings.model_dump(mode="json"),
@@ -74,10 +76,11 @@ def generate_with_memory(
             loss_first=made.trace.first_loss,
             loss_last=made.trace.last_loss,
         )
-    return Remembered(made, recall, change)
+    return Remembered(made, known, change)
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """One prompt of a stream: what was found, what the optimisation did, what became of the memory."""
 
     index: int
@@ -129,18 +132,18 @@ def stream(
             )
             if on_clip:
                 on_clip(index, made.generation)
-            trace, recall = made.generation.trace, made.recall
+            trace, known = made.generation.trace, made.recall
             row = Row(
                 index,
                 prompt,
-                len(recall.hits) if recall else 0,
-                recall.similarity if recall else None,
+                len(known.hits) if known else 0,
+                known.similarity if known else None,
                 trace.first_loss if trace else None,
                 trace.last_loss if trace else None,
                 made.generation.seconds,
                 made.change,
             )
-            file.write(json.dumps({"made_with": made_with, **row._asdict()}) + "\n")
+            file.write(json.dumps({"made_with": made_with, **asdict(row)}) + "\n")
             file.flush()
             yield row
 

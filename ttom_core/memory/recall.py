@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -45,9 +45,10 @@ class Scene:
     """What a memory files a prompt and its layout under."""
 
     prompt: str
-    layout: Layout
+    layout: Layout | None
     key: SceneKey
     embedding: np.ndarray  # float32 [d]
+    embedder: str  # what made it
 
 
 @dataclass(frozen=True)
@@ -65,97 +66,102 @@ class Recall:
         return self.hits[0].similarity if self.hits else None
 
 
-class Memory:
+class Memory(NamedTuple):
     """A store and the embedder its entries are found by."""
 
-    def __init__(self, store: MemoryStore, embedder: Embedder) -> None:
-        self.store, self.embedder = store, embedder
+    store: MemoryStore
+    embedder: Embedder
 
-    def scene(self, prompt: str, layout: Layout) -> Scene:
-        """The scene of a prompt and its layout; TTOMError when the layout has no objects."""
-        key = scene_key(prompt, layout)
-        return Scene(prompt, layout, key, self.embedder([key.sentence])[0])
 
-    def recall(
-        self,
-        scene: Scene,
-        fingerprint: str,
-        *,
-        threshold: float = 0.5,
-        top_k: int = 5,
-        rank: int | None = None,
-        modules: Collection[str] | None = None,
-    ) -> Recall:
-        """Read a scene; the hits' adapters are averaged exactly and cut to `rank`.
+def scene_of(prompt: str, layout: Layout, embedder: Embedder) -> Scene:
+    """The scene of a prompt and its layout; TTOMError when the layout has no objects."""
+    key = scene_key(prompt, layout)
+    return Scene(prompt, layout, key, embedder([key.sentence])[0], embedder.name)
 
-        Entries whose adapters sit elsewhere than on `modules` (made with other layers or another scope)
-        cannot be averaged with the others and are left out, each with a sentence.
-        """
-        found = self.store.read(
-            scene.key,
-            scene.embedding,
-            embedder=self.embedder.name,
-            fingerprint=fingerprint,
-            threshold=threshold,
-            top_k=top_k,
-        )
-        hits, adapters, skipped = [], [], []
-        for hit in found:
-            adapter = self.store.load(hit.entry)
-            if modules is not None and adapter.weights.keys() != set(modules):
-                name = hit.entry.id[:8]
-                skipped.append(f"Memory entry {name} was made with other layers or another scope.")
-                continue
-            hits.append(hit)
-            adapters.append(adapter)
-        fused = fuse(adapters, rank=rank) if adapters else None
-        return Recall(scene, tuple(hits), fused, tuple(skipped))
 
-    def insert(self, scene: Scene, adapter: Adapter, **facts: Any) -> MemoryEntry:
-        """Keep an adapter as a new entry for a scene; `facts` as in `MemoryStore.insert`."""
-        return self.store.insert(
+def recall(
+    store: MemoryStore,
+    scene: Scene,
+    fingerprint: str,
+    *,
+    threshold: float = 0.5,
+    top_k: int = 5,
+    rank: int | None = None,
+    modules: Collection[str] | None = None,
+) -> Recall:
+    """Read a scene; the hits' adapters are averaged exactly and cut to `rank`.
+
+    Entries whose adapters sit elsewhere than on `modules` (made with other layers or another scope)
+    cannot be averaged with the others and are left out, each with a sentence.
+    """
+    found = store.read(
+        scene.key,
+        scene.embedding,
+        embedder=scene.embedder,
+        fingerprint=fingerprint,
+        threshold=threshold,
+        top_k=top_k,
+    )
+    hits, adapters, skipped = [], [], []
+    for hit in found:
+        adapter = store.load(hit.entry)
+        if modules is not None and adapter.weights.keys() != set(modules):
+            name = hit.entry.id[:8]
+            skipped.append(f"Memory entry {name} was made with other layers or another scope.")
+            continue
+        hits.append(hit)
+        adapters.append(adapter)
+    fused = fuse(adapters, rank=rank) if adapters else None
+    return Recall(scene, tuple(hits), fused, tuple(skipped))
+
+
+def insert(store: MemoryStore, scene: Scene, adapter: Adapter, **facts: Any) -> MemoryEntry:
+    """Keep an adapter as a new entry for a scene; `facts` as in `MemoryStore.insert`."""
+    return store.insert(
+        adapter,
+        scene.key,
+        scene.embedding,
+        embedder=scene.embedder,
+        prompt=scene.prompt,
+        layout=scene.layout,
+        **facts,
+    )
+
+
+def learn(
+    store: MemoryStore,
+    known: Recall,
+    adapter: Adapter,
+    on_hit: str,
+    *,
+    settings: dict[str, Any],
+    lora_seed: int,
+    loss_first: float | None,
+    loss_last: float | None,
+) -> str:
+    """Insert what an optimisation found, or update what it started from; says what was done.
+
+    An optimisation that ended no better than it began has nothing to teach: adapters that are
+    changed on and on without need drift away from what made them useful.
+    """
+    if loss_first is None or loss_last is None or loss_last >= loss_first:
+        return "kept as it was"
+    if not known.hits or on_hit == "insert":
+        insert(
+            store,
+            known.scene,
             adapter,
-            scene.key,
-            scene.embedding,
-            embedder=self.embedder.name,
-            prompt=scene.prompt,
-            layout=scene.layout,
-            **facts,
+            parents=[hit.entry.id for hit in known.hits],
+            settings=settings,
+            lora_seed=lora_seed,
+            loss_first=loss_first,
+            loss_last=loss_last,
         )
-
-    def learn(
-        self,
-        recall: Recall,
-        adapter: Adapter,
-        on_hit: str,
-        *,
-        settings: dict[str, Any],
-        lora_seed: int,
-        loss_first: float | None,
-        loss_last: float | None,
-    ) -> str:
-        """Insert what an optimisation found, or update what it started from; says what was done.
-
-        An optimisation that ended no better than it began has nothing to teach: adapters that are
-        changed on and on without need drift away from what made them useful.
-        """
-        if loss_first is None or loss_last is None or loss_last >= loss_first:
-            return "kept as it was"
-        if not recall.hits or on_hit == "insert":
-            self.insert(
-                recall.scene,
-                adapter,
-                parents=[hit.entry.id for hit in recall.hits],
-                settings=settings,
-                lora_seed=lora_seed,
-                loss_first=loss_first,
-                loss_last=loss_last,
-            )
-            return "inserted"
-        if on_hit == "replace":
-            self.store.update(recall.hits[0].entry.id, adapter, loss_last=loss_last)
-            return "replaced 1"
-        for hit in recall.hits:
-            weight = max(hit.similarity, 0.0)
-            self.store.update(hit.entry.id, adapter, weight=weight, loss_last=loss_last)
-        return f"updated {len(recall.hits)}"
+        return "inserted"
+    if on_hit == "replace":
+        store.update(known.hits[0].entry.id, adapter, loss_last=loss_last)
+        return "replaced 1"
+    for hit in known.hits:
+        weight = max(hit.similarity, 0.0)
+        store.update(hit.entry.id, adapter, weight=weight, loss_last=loss_last)
+    return f"updated {len(known.hits)}"

@@ -1,0 +1,361 @@
+"""The parametric memory: what earlier videos found, to start new ones from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import io, ui
+
+from ..ttom_core.memory.embedding import text_embedder
+from ..ttom_core.memory.pack import export_pack, import_pack, plan_import, printable
+from ..ttom_core.memory.recall import insert, learn, recall, scene_of
+from ..ttom_core.optimize import PRESETS
+from . import host
+from .types import BackboneSocket, LayoutSocket, MemorySocket, RecallSocket, Solved, SolvedSocket
+
+if TYPE_CHECKING:
+    from ..ttom_core.backbones.base import Backbone
+    from ..ttom_core.layout import Layout
+    from ..ttom_core.memory.embedding import Embedder
+    from ..ttom_core.memory.recall import Recall
+    from ..ttom_core.memory.store import MemoryEntry, MemoryStore
+
+CATEGORY = "TTOM/memory"
+LIMIT = 200  # entries that Browse lists
+
+
+def _embedder(backbone: Backbone) -> Embedder:
+    return text_embedder("pipeline", getattr(backbone, "pipeline", None))
+
+
+def _line(entry: MemoryEntry) -> str:
+    uses = f"used {entry.uses}×" + (", pinned" if entry.pinned else "")
+    return f"{entry.id[:8]}  {printable(entry.prompt)}  ({uses})"
+
+
+def _told(text: str, *values: object) -> io.NodeOutput:
+    """Outputs, the last of which is a text that also stands on the node."""
+    return io.NodeOutput(*values, text, ui=ui.PreviewText(text))
+
+
+class MemoryOpen(io.ComfyNode):
+    """`ttom_core.memory.store.MemoryStore`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TTOM_MemoryOpen",
+            display_name="Open Memory (TTOM)",
+            category=CATEGORY,
+            description="Opens a memory of optimised adapters in ComfyUI's user folder, or starts one.",
+            inputs=[
+                io.String.Input("name", default="default", tooltip="One memory a name."),
+                io.Boolean.Input("read_only", default=False, tooltip="Nothing is learnt or counted."),
+                io.Int.Input(
+                    "max_entries",
+                    default=0,
+                    min=0,
+                    max=10_000_000,
+                    tooltip="Above it the least frequently used entries make room; 0 is no limit.",
+                ),
+            ],
+            outputs=[MemorySocket.Output("memory", display_name="memory")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str, read_only: bool, max_entries: int) -> str:
+        """A memory that changed is a changed input, for every node behind this one."""
+        return host.memory_state(name)
+
+    @classmethod
+    def execute(cls, name: str, read_only: bool, max_entries: int) -> io.NodeOutput:
+        return io.NodeOutput(host.open_memory(name, read_only, max_entries or None))
+
+
+class MemoryRead(io.ComfyNode):
+    """`ttom_core.memory.recall.recall`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TTOM_MemoryRead",
+            display_name="Memory Read (TTOM)",
+            category=CATEGORY,
+            description="Finds earlier solutions of the same scene and averages them, for the sampler.",
+            inputs=[
+                MemorySocket.Input("memory"),
+                BackboneSocket.Input("backbone"),
+                LayoutSocket.Input("layout"),
+                io.String.Input("prompt", multiline=True, default=""),
+                io.Combo.Input(
+                    "preset", options=list(PRESETS), default="demo", tooltip="The sampler's own preset."
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=0.5,
+                    min=-1.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="The least similarity of two scenes' sentences. Directions, relations and "
+                    "counts always have to be the same.",
+                ),
+                io.Int.Input("top_k", default=5, min=1, max=100, tooltip="So many entries are averaged."),
+            ],
+            outputs=[
+                RecallSocket.Output("recall", display_name="recall"),
+                io.String.Output("why", display_name="why", tooltip="What was found, and why."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        memory: MemoryStore,
+        backbone: Backbone,
+        layout: Layout,
+        prompt: str,
+        preset: str,
+        threshold: float,
+        top_k: int,
+    ) -> io.NodeOutput:
+        settings = PRESETS[preset]
+        known = recall(
+            memory,
+            scene_of(prompt, layout, _embedder(backbone)),
+            backbone.fingerprint,
+            threshold=threshold,
+            top_k=top_k,
+            rank=settings.rank,
+            modules=backbone.adapter_modules(settings.layers, settings.scope).keys(),
+        )
+        lines = [f"{_line(hit.entry)}: {printable(hit.why)}" for hit in known.hits]
+        return _told("\n".join([*lines, *known.skipped]) or "Nothing is known of this scene yet.", known)
+
+
+class MemoryInsert(io.ComfyNode):
+    """`ttom_core.memory.recall.insert`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TTOM_MemoryInsert",
+            display_name="Memory Insert (TTOM)",
+            category=CATEGORY,
+            description="Keeps what the sampler optimised as a new entry.",
+            inputs=[
+                MemorySocket.Input("memory"),
+                BackboneSocket.Input("backbone"),
+                SolvedSocket.Input("solved"),
+                io.Boolean.Input("pinned", default=False, tooltip="Never makes room for others."),
+                io.String.Input("note", default=""),
+            ],
+            outputs=[
+                MemorySocket.Output("memory_out", display_name="memory"),
+                io.String.Output("text", display_name="text"),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, memory: MemoryStore, backbone: Backbone, solved: Solved, pinned: bool, note: str
+    ) -> io.NodeOutput:
+        entry = insert(
+            memory,
+            scene_of(solved.prompt, solved.layout, _embedder(backbone)),
+            solved.adapter,
+            settings=solved.settings.model_dump(mode="json"),
+            lora_seed=solved.settings.lora_seed,
+            loss_first=solved.trace.first_loss,
+            loss_last=solved.trace.last_loss,
+            pinned=pinned,
+            note=note,
+        )
+        return _told(f"Kept as {_line(entry)}.", memory)
+
+
+class MemoryUpdate(io.ComfyNode):
+    """`ttom_core.memory.recall.learn`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TTOM_MemoryUpdate",
+            display_name="Memory Update (TTOM)",
+            category=CATEGORY,
+            description=(
+                "Lets the memory learn from a video that started from it: what was found is improved, and "
+                "a scene that was new is kept."
+            ),
+            inputs=[
+                MemorySocket.Input("memory"),
+                RecallSocket.Input("recall", tooltip="From the Memory Read that the sampler started from."),
+                SolvedSocket.Input("solved"),
+                io.Combo.Input(
+                    "on_hit",
+                    options=["update", "replace", "insert"],
+                    default="update",
+                    tooltip="update blends the result into all that was found, by similarity; replace "
+                    "takes its place in the best; insert keeps it beside them.",
+                ),
+            ],
+            outputs=[
+                MemorySocket.Output("memory_out", display_name="memory"),
+                io.String.Output("text", display_name="text"),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, memory: MemoryStore, recall: Recall, solved: Solved, on_hit: str) -> io.NodeOutput:
+        done = learn(
+            memory,
+            recall,
+            solved.adapter,
+            on_hit,
+            settings=solved.settings.model_dump(mode="json"),
+            lora_seed=solved.settings.lora_seed,
+            loss_first=solved.trace.first_loss,
+            loss_last=solved.trace.last_loss,
+        )
+        return _told(f"The memory: {done}.", memory)
+
+
+class MemoryDelete(io.ComfyNode):
+    """`ttom_core.memory.store.MemoryStore.delete`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TTOM_MemoryDelete",
+            display_name="Memory Delete (TTOM)",
+            category=CATEGORY,
+            description="Deletes entries, by the start of an id or by the words of their prompts.",
+            inputs=[
+                MemorySocket.Input("memory"),
+                io.String.Input(
+                    "ids", default="", tooltip="Ids or their first letters, with spaces between."
+                ),
+                io.String.Input(
+                    "words", default="", tooltip="Or: all entries that have each of these words."
+                ),
+                io.Boolean.Input("really", default=False, tooltip="Off: only says what would be deleted."),
+            ],
+            outputs=[
+                MemorySocket.Output("memory_out", display_name="memory"),
+                io.String.Output("text", display_name="text"),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, memory: MemoryStore, ids: str, words: str, really: bool) -> io.NodeOutput:
+        chosen = {entry.id: entry for entry in map(memory.get, ids.split())}
+        if words.strip():
+            chosen |= {entry.id: entry for entry in memory.entries(words)}
+        if really:
+            memory.delete(chosen)
+        head = "Deleted" if really else "Would delete"
+        return _told("\n".join([f"{head} {len(chosen)}:", *map(_line, chosen.values())]), memory)
+
+
+class MemoryBrowse(io.ComfyNode):
+    """`ttom_core.memory.store.MemoryStore.entries`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TTOM_MemoryBrowse",
+            display_name="Memory Browse (TTOM)",
+            category=CATEGORY,
+            description="Lists what a memory holds.",
+            inputs=[
+                MemorySocket.Input("memory"),
+                io.String.Input("words", default="", tooltip="Only entries that have each of these words."),
+            ],
+            outputs=[io.String.Output("text", display_name="text")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, memory: MemoryStore, words: str) -> io.NodeOutput:
+        lines = [_line(entry) for entry, _ in zip(memory.entries(words), range(LIMIT), strict=False)]
+        more = f"… of {len(memory)}" if len(lines) == LIMIT else ""
+        return _told("\n".join([f"{len(lines)} entries{more}", *lines]))
+
+
+class MemoryExport(io.ComfyNode):
+    """`ttom_core.memory.pack.export_pack`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TTOM_MemoryExport",
+            display_name="Export Memory Pack (TTOM)",
+            category=CATEGORY,
+            description="Writes entries as one file to give away, into ComfyUI's output folder.",
+            inputs=[
+                MemorySocket.Input("memory"),
+                io.String.Input("words", default="", tooltip="Only entries that have each of these words."),
+                io.String.Input("filename_prefix", default="memory/pack"),
+                io.String.Input("licence", default="CC0-1.0", tooltip="What others may do with the pack."),
+            ],
+            outputs=[io.String.Output("text", display_name="text")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, memory: MemoryStore, words: str, filename_prefix: str, licence: str) -> io.NodeOutput:
+        entries = list(memory.entries(words))
+        path = host.output_file(filename_prefix, "ttompack")
+        export_pack(memory, entries, path, licence=licence)
+        return _told(f"{len(entries)} entries in {path.name}.")
+
+
+class MemoryImport(io.ComfyNode):
+    """`ttom_core.memory.pack.plan_import` and `import_pack`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TTOM_MemoryImport",
+            display_name="Import Memory Pack (TTOM)",
+            category=CATEGORY,
+            description="Takes in someone else's entries; everything in the file is checked first.",
+            inputs=[
+                MemorySocket.Input("memory"),
+                BackboneSocket.Input("backbone", tooltip="Only entries made with this model are taken in."),
+                io.Combo.Input(
+                    "pack",
+                    options=list(host.memory_packs()),
+                    tooltip="Starter packs, and *.ttompack files in ComfyUI's input folder.",
+                ),
+                io.Combo.Input(
+                    "conflicts",
+                    options=["keep", "replace"],
+                    default="keep",
+                    tooltip="Where both have an entry and they differ: keep yours, or take the pack's.",
+                ),
+                io.Boolean.Input("really", default=False, tooltip="Off: only says what would be taken in."),
+            ],
+            outputs=[
+                MemorySocket.Output("memory_out", display_name="memory"),
+                io.String.Output("text", display_name="text"),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, memory: MemoryStore, backbone: Backbone, pack: str, conflicts: str, really: bool
+    ) -> io.NodeOutput:
+        plan = plan_import(memory, host.memory_packs()[pack], fingerprint=backbone.fingerprint)
+        counts = ", ".join(
+            f"{plan.count(status)} {status}" for status in ("new", "same", "conflicting", "incompatible")
+        )
+        lines = [f"{pack} ({printable(plan.pack.licence)}): {counts}"]
+        if really:
+            taken = import_pack(memory, plan, conflicts=conflicts)
+            lines.append(f"Taken in: {len(taken)}.")
+        lines += [f"{row.status}: {printable(row.entry.prompt)}" for row in plan.rows[:LIMIT]]
+        return _told("\n".join(lines), memory)
