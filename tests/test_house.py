@@ -38,8 +38,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generate": {*FOUNDATIONS, "attention", "backbones.base", "optimize", "memory", "planner"},
     "evaluation": {*FOUNDATIONS, *SCENE, "backbones", "optimize", "probe", "memory", "generate"},
     "stream": {"layout", "backbones.base", "generate", "memory", "optimize", "planner"},
+    "memory_cli": {"memory", "planner"},
     "cli": {
         *FOUNDATIONS, *SCENE, "backbones", "optimize", "probe", "memory", "generate", "stream", "evaluation",
+        "memory_cli",
     },
 }  # fmt: skip
 WITHOUT_TORCH = ("layout", "planner", "pictures")

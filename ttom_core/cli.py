@@ -1,4 +1,4 @@
-"""The `ttom` command: plan a layout, generate a composed video, evaluate on held-out prompts."""
+"""The `ttom` command: plan a layout, generate a composed video, evaluate, look after a memory."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import TTOMError
+from .memory_cli import add_memory
 
 if TYPE_CHECKING:
     from .backbones.base import Backbone
@@ -64,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--result", type=Path, metavar="JSON", help="also write the result file")
     _sampling(evaluate)
     evaluate.set_defaults(run=_evaluate)
+
+    add_memory(commands)
     return parser
 
 

@@ -276,15 +276,17 @@ def read_pack(path: str | Path) -> Pack:
         return Pack(path, manifest.licence, entries, previews)
 
 
-def plan_import(store: MemoryStore, path: str | Path, *, fingerprint: str | None = None) -> ImportPlan:
+def plan_import(store: MemoryStore | None, path: str | Path, *, fingerprint: str | None = None) -> ImportPlan:
     """What an import would do; nothing is written. PackError as in `read_pack`.
 
-    fingerprint: the backbone to import for; by default those that the memory holds entries of. An empty
-    memory takes any.
+    store: None for one that is yet to be made. fingerprint: the backbone to import for; by default those
+    that the memory holds entries of. An empty memory takes any.
     """
     pack = read_pack(path)
-    backbones = store.fingerprints() if fingerprint is None else {fingerprint}
-    here = {entry.id: entry for entry in store.entries()}
+    backbones = store.fingerprints() if store else set()
+    if fingerprint is not None:
+        backbones = {fingerprint}
+    here = {entry.id: entry for entry in store.entries()} if store else {}
     return ImportPlan(pack, tuple(_row(entry, here.get(entry.id), backbones) for entry in pack.entries))
 
 

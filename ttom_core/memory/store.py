@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -393,6 +394,15 @@ class MemoryStore:
     def __len__(self) -> int:
         with self._reading():
             return int(self._execute("SELECT count(*) FROM entries")[0][0])
+
+    @property
+    def state(self) -> str:
+        """Another text whenever the entries are others: inserts, updates, deletions, not mere uses."""
+        with self._reading():
+            last, count = self._execute(
+                "SELECT (SELECT coalesce(max(number), 0) FROM changes), (SELECT count(*) FROM entries)"
+            )[0]
+        return f"{last}:{count}"
 
     def get(self, entry_id: str) -> MemoryEntry:
         """The entry of an id, or of the only id that begins so."""
@@ -934,3 +944,15 @@ def _sentence(folder: Path, error: str) -> str:
     if "closed" in error:
         return f"The memory {folder} is closed; open it again."
     return f"The memory {folder} is damaged ({error}); run fsck, or restore its {DATABASE} from a copy."
+
+
+def default_folder(user: str = "default") -> Path:
+    """Where a user's memory lives outside ComfyUI: memory_store/USER of the checkout that this is part
+    of, or of the working folder where there is none or it cannot be written. Nothing is made.
+    """
+    if not re.fullmatch(r"\w[\w .@-]{0,63}", user) or user == "starter":  # starter: the packs' folder
+        raise MemoryStoreError(f"{user!r} cannot name a memory; use letters and digits.")
+    room = Path(__file__).resolve().parents[2] / "memory_store"
+    if not (room / "README.md").is_file() or not os.access(room, os.W_OK):
+        room = Path("memory_store")
+    return room / user
