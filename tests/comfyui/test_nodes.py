@@ -36,9 +36,23 @@ SOCKETS = {
     "TTOM_TTOSampler": (
         [
             *["backbone", "prompt", "negative_prompt", "preset", "seed", "steps", "guidance_scale"],
-            *["num_frames", "width", "height", "masks"],
+            *["num_frames", "width", "height", "masks", "recall", "optimise"],
         ],
-        ["IMAGE", "FLOAT", "LORA_MODEL", "LOSS_MAP"],
+        ["IMAGE", "FLOAT", "LORA_MODEL", "LOSS_MAP", "TTOM_SOLVED"],
+    ),
+    "TTOM_MemoryOpen": (["name", "read_only", "max_entries"], ["TTOM_MEMORY"]),
+    "TTOM_MemoryRead": (
+        ["memory", "backbone", "layout", "prompt", "preset", "threshold", "top_k"],
+        ["TTOM_RECALL", "STRING"],
+    ),
+    "TTOM_MemoryInsert": (["memory", "backbone", "solved", "pinned", "note"], ["TTOM_MEMORY", "STRING"]),
+    "TTOM_MemoryUpdate": (["memory", "recall", "solved", "on_hit"], ["TTOM_MEMORY", "STRING"]),
+    "TTOM_MemoryDelete": (["memory", "ids", "words", "really"], ["TTOM_MEMORY", "STRING"]),
+    "TTOM_MemoryBrowse": (["memory", "words"], ["STRING"]),
+    "TTOM_MemoryExport": (["memory", "words", "filename_prefix", "licence"], ["STRING"]),
+    "TTOM_MemoryImport": (
+        ["memory", "backbone", "pack", "conflicts", "really"],
+        ["TTOM_MEMORY", "STRING"],
     ),
 }
 
@@ -199,6 +213,109 @@ def test_the_adapter_travels_under_comfyuis_names(comfyui: Any) -> None:
         assert key.startswith("diffusion_model.blocks."), key
         assert ".cross_attn." in key, key
         assert key.endswith((".lora_A.weight", ".lora_B.weight", ".alpha")), key
+
+
+def memory_graph() -> Graph:
+    """The learning loop: read, start from what was found, optimise, update or insert."""
+    graph = tto_graph()
+    learning = {
+        "open": node("TTOM_MemoryOpen", name="artist one", read_only=False, max_entries=0),
+        "read": node(
+            "TTOM_MemoryRead",
+            memory=["open", 0], backbone=["load", 0], layout=["plan", 0], prompt=["plan", 1],
+            preset="demo", threshold=0.5, top_k=5,
+        ),
+        "tto": sampler(masks=["soften", 0], prompt=["plan", 1], recall=["read", 0], optimise=True),
+        "learn": node(
+            "TTOM_MemoryUpdate",
+            memory=["open", 0], recall=["read", 0], solved=["tto", 4], on_hit="update",
+        ),
+        "browse": node("TTOM_MemoryBrowse", memory=["learn", 0], words=""),
+    }  # fmt: skip
+    return {name: graph[name] for name in ("load", "plan", "soften", "save")} | learning
+
+
+def text(run: Any, name: str) -> str:
+    return run.outputs[name]["text"][0]
+
+
+def test_a_memory_learns_is_shared_and_forgets(comfyui: Any) -> None:
+    """A changed memory is a changed input; an unchanged one is not."""
+    first = comfyui.run(memory_graph())
+    assert first.end == "success", first.error
+    assert "Nothing is known" in text(first, "read")
+    assert "inserted" in text(first, "learn")
+    assert text(first, "browse").startswith("1 entries")
+
+    second = comfyui.run(memory_graph())
+    assert second.end == "success", second.error
+    assert "load" in second.cached
+    assert not {"open", "read", "tto", "learn"} & second.cached
+    assert PROMPT in text(second, "read")
+    assert "updated 1" in text(second, "learn") or "kept" in text(second, "learn")
+
+    opened = {"open": memory_graph()["open"]}
+    listing = opened | {"list": node("TTOM_MemoryBrowse", memory=["open", 0], words="circle")}
+    assert comfyui.run(listing).end == "success"
+    assert {"open", "list"} <= comfyui.run(listing).cached
+
+    packed = opened | {
+        "pack": node(
+            "TTOM_MemoryExport",
+            memory=["open", 0],
+            words="",
+            filename_prefix="memory/mine",
+            licence="CC0-1.0",
+        )
+    }
+    assert comfyui.run(packed).end == "success"
+    (pack,) = (comfyui.base / "output" / "memory").glob("mine*.ttompack")
+    (comfyui.base / "input").mkdir(exist_ok=True)
+    pack.rename(comfyui.base / "input" / "mine.ttompack")
+    other = {
+        "load": node("TTOM_LoadModel", model="demo"),
+        "open": node("TTOM_MemoryOpen", name="artist two", read_only=False, max_entries=0),
+        "take": node(
+            "TTOM_MemoryImport",
+            memory=["open", 0], backbone=["load", 0], pack="input/mine.ttompack", conflicts="keep",
+            really=True,
+        ),
+        "browse": node("TTOM_MemoryBrowse", memory=["take", 0], words=""),
+    }  # fmt: skip
+    taken = comfyui.run(other)
+    assert taken.end == "success", taken.error
+    assert "1 new" in text(taken, "take")
+    assert text(taken, "browse").startswith("1 entries")
+
+    gone = comfyui.run(
+        opened | {"del": node("TTOM_MemoryDelete", memory=["open", 0], ids="", words="circle", really=True)}
+    )
+    assert gone.end == "success", gone.error
+    assert "Deleted 1" in text(gone, "del")
+    after = comfyui.run(listing)
+    assert "list" not in after.cached
+    assert text(after, "list").startswith("0 entries")
+
+
+def test_what_was_recalled_can_be_used_as_it_is(comfyui: Any) -> None:
+    graph = memory_graph()
+    graph["open"]["inputs"]["name"] = "artist three"
+    assert comfyui.run(graph).end == "success"
+    graph.pop("learn")
+    graph["browse"]["inputs"]["memory"] = ["open", 0]
+    graph["tto"]["inputs"]["optimise"] = False
+    run = comfyui.run(graph)
+    assert run.end == "success", run.error
+    assert all("optimising" not in words for words in run.texts)
+    base = comfyui.run(base_graph())
+    assert (pictures(comfyui, run, "save") != pictures(comfyui, base, "save")).any()
+
+
+def test_a_memory_is_a_name_and_no_path(comfyui: Any) -> None:
+    opened = {"open": node("TTOM_MemoryOpen", name="../outside", read_only=False, max_entries=0)}
+    run = comfyui.run(opened | {"list": node("TTOM_MemoryBrowse", memory=["open", 0], words="")})
+    assert run.end == "error"
+    assert "cannot be called" in run.error
 
 
 @pytest.mark.parametrize(
