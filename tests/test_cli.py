@@ -41,6 +41,21 @@ def test_generate_writes_everything_needed_to_see_and_to_remake_it(folder, tmp_p
     assert record["prompt"] == PROMPT and record["seed"] == 0
 
 
+def test_a_stream_fills_a_memory_that_generation_starts_from(folder, tmp_path, capsys):
+    prompts, store = tmp_path / "prompts.txt", ["--store", str(tmp_path / "store")]
+    prompts.write_text(f"{PROMPT}\n\n{PROMPT.replace('red', 'green')}\n")
+    arguments = ["stream", str(prompts), "--out", str(tmp_path / "out"), "--model", str(folder), *QUICK]
+    changed = ["--set", "learning_rate=0.01", "--set", "stop_loss=null", "--set", "iterations=2"]
+    assert main([*arguments, *changed, *store, "--on-hit", "insert"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"00000.mp4", "00001.mp4", "rows.jsonl"}
+    assert main(["memory", "list", *store]) == 0
+    assert PROMPT in capsys.readouterr().out
+    out = ["--out", str(tmp_path / "one"), "--no-base", "--memory", "read"]
+    assert main(["generate", PROMPT, "--model", str(folder), *out, *QUICK, *store]) == 0
+    assert "from memory" in capsys.readouterr().out
+
+
 def test_plan_prints_writes_and_draws(tmp_path, capsys):
     assert main(["plan", PROMPT]) == 0
     assert json.loads(capsys.readouterr().out)["planner"] == "rules"
@@ -60,6 +75,9 @@ def test_plan_prints_writes_and_draws(tmp_path, capsys):
         (["generate", PROMPT, "--set", "iterations=-1"], "iterations"),
         (["generate", PROMPT, "--layout", "nowhere.json"], "cannot be read"),
         (["evaluate", "--prompts", "nowhere.json"], "not a list of prompts"),
+        (["stream", "nowhere.txt"], "cannot be read as text"),
+        (["generate", PROMPT, "--memory", "read", "--store", "nowhere"], "nowhere"),
+        (["generate", PROMPT, "--memory", "start", "--top-k", "0"], "top_k"),
     ],
 )
 def test_mistakes_get_one_sentence(arguments, words, capsys):

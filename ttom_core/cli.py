@@ -5,17 +5,25 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import TTOMError
 from .memory_cli import add_memory
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from .backbones.base import Backbone
     from .generate import Generation
     from .layout import Layout
+    from .memory.recall import Memory, MemorySettings
     from .optimize import TTOSettings
+
+T = TypeVar("T")
+M = TypeVar("M", bound="BaseModel")
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 
@@ -48,13 +56,21 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("prompt")
     generate.add_argument("--layout", type=Path, help="a layout JSON (default: plan one)")
     generate.add_argument("--out", type=Path, default=Path("outputs/generate"))
-    generate.add_argument("--frames", type=int, default=21, help="clip length (default 21)")
-    generate.add_argument("--size", type=int, nargs=2, default=(64, 64), metavar=("WIDTH", "HEIGHT"))
-    generate.add_argument("--guidance", type=float, default=4.0, help="classifier-free guidance scale")
-    generate.add_argument("--negative", default="", help="negative prompt")
     generate.add_argument("--no-base", action="store_true", help="skip the plain video to compare with")
+    _clip(generate)
     _sampling(generate)
+    _remembering(generate, "off")
     generate.set_defaults(run=_generate)
+
+    stream = commands.add_parser("stream", help="make a file of prompts, each from what a memory knows")
+    stream.add_argument("file", type=Path, help="one prompt a line")
+    stream.add_argument(
+        "--out", type=Path, default=Path("outputs/stream"), help="where an earlier run is continued"
+    )
+    _clip(stream)
+    _sampling(stream)
+    _remembering(stream, "learn")
+    stream.set_defaults(run=_stream)
 
     evaluate = commands.add_parser("evaluate", help="score base against TTOM on held-out prompts")
     evaluate.add_argument("--prompts", type=Path, default=DEMO / "prompts" / "held_out.json")
@@ -68,6 +84,25 @@ def _parser() -> argparse.ArgumentParser:
 
     add_memory(commands)
     return parser
+
+
+def _clip(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--frames", type=int, default=21, help="clip length (default 21)")
+    parser.add_argument("--size", type=int, nargs=2, default=(64, 64), metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument("--guidance", type=float, default=4.0, help="classifier-free guidance scale")
+    parser.add_argument("--negative", default="", help="negative prompt")
+
+
+def _clip_settings(options: argparse.Namespace) -> dict[str, Any]:
+    width, height = options.size
+    return {
+        "steps": options.steps,
+        "guidance_scale": options.guidance,
+        "num_frames": options.frames,
+        "height": height,
+        "width": width,
+        "negative_prompt": options.negative,
+    }
 
 
 def _sampling(parser: argparse.ArgumentParser) -> None:
@@ -84,10 +119,56 @@ def _sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
 
 
-def _settings(options: argparse.Namespace) -> TTOSettings:
-    """The preset with the changes of `--set`, each value read as JSON where it is JSON."""
+def _remembering(parser: argparse.ArgumentParser, mode: str) -> None:
+    parser.add_argument(
+        "--memory",
+        choices=("off", "read", "start", "learn"),
+        default=mode,
+        help="read: use what a memory knows as it is; start: optimise from there; learn: and keep the "
+        f"result (default: {mode})",
+    )
+    parser.add_argument("--store", type=Path, metavar="FOLDER", help="default: memory_store/USER")
+    parser.add_argument("--user", default="default", help="whose memory it is (default: default)")
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="least similarity of a hit (default 0.5)"
+    )
+    parser.add_argument("--top-k", type=int, default=5, help="hits that are averaged (default 5)")
+    parser.add_argument("--on-hit", choices=("update", "replace", "insert"), default="update")
+    parser.add_argument(
+        "--embedder", default="pipeline", help="pipeline, clip or sentence-transformers, or KIND:MODEL"
+    )
+
+
+def _validated(model: type[M], values: dict[str, Any]) -> M:
+    """A pydantic model of these values; TTOMError with the first that is wrong."""
     from pydantic import ValidationError
 
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise TTOMError(f"Setting {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+
+
+@contextmanager
+def _memory(options: argparse.Namespace, backbone: Any) -> Iterator[tuple[Memory | None, MemorySettings]]:
+    """The memory that the options name, open for as long as the block runs, and how to use it."""
+    from .memory.embedding import text_embedder
+    from .memory.recall import Memory, MemorySettings
+    from .memory.store import MemoryStore, default_folder
+
+    values = {"mode": options.memory, "threshold": options.threshold, "top_k": options.top_k}
+    use = _validated(MemorySettings, values | {"on_hit": options.on_hit})
+    if use.mode == "off":
+        yield None, use
+        return
+    folder = options.store or default_folder(options.user)
+    with MemoryStore(folder, read_only=use.mode == "read") as store:
+        yield Memory(store, text_embedder(options.embedder, backbone.pipeline)), use
+
+
+def _settings(options: argparse.Namespace) -> TTOSettings:
+    """The preset with the changes of `--set`, each value read as JSON where it is JSON."""
     from .optimize import PRESETS, TTOSettings
 
     if options.preset not in PRESETS:
@@ -102,11 +183,7 @@ def _settings(options: argparse.Namespace) -> TTOSettings:
             values[name] = json.loads(text)
         except ValueError:
             values[name] = text
-    try:
-        return TTOSettings.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise TTOMError(f"Setting {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+    return _validated(TTOSettings, values)
 
 
 def _tell(layout: Layout) -> None:
@@ -149,15 +226,15 @@ def _generate(options: argparse.Namespace) -> None:
     from .generate import Progress, generate
     from .layout import Layout
     from .planner import plan
+    from .stream import generate_with_memory
 
     _quiet()
     settings = _settings(options)
     layout = Layout.load(options.layout) if options.layout else plan(options.prompt)
     _tell(layout)
     backbone = load(options.model)
-    width, height = options.size
 
-    def run(label: str, **tto: Any) -> Generation:
+    def run(label: str, make: Callable[..., T], *of: Any, **more: Any) -> T:
         with tqdm(desc=label, leave=True) as bar:
 
             def advance(progress: Progress) -> None:
@@ -166,23 +243,24 @@ def _generate(options: argparse.Namespace) -> None:
                 loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
                 bar.set_postfix_str(progress.message + loss)
 
-            return generate(
+            return make(
                 backbone,
                 options.prompt,
+                *of,
                 seed=options.seed,
-                steps=options.steps,
-                guidance_scale=options.guidance,
-                num_frames=options.frames,
-                height=height,
-                width=width,
-                negative_prompt=options.negative,
                 on_progress=advance,
-                **tto,
+                **_clip_settings(options),
+                **more,
             )
 
-    base = None if options.no_base else run("base")
-    composed = run("TTOM", layout=layout, settings=settings, keep_maps=True)
-    _write(options.out, backbone, layout, base, composed)
+    with _memory(options, backbone) as memory:
+        base = None if options.no_base else run("base", generate)
+        made = run("TTOM", generate_with_memory, layout, settings, *memory, keep_maps=True)
+    for hit in made.recall.hits if made.recall else ():
+        print(f"from memory {hit.entry.id[:8]}: {hit.why}")
+    if made.change:
+        print(f"memory: {made.change}")
+    _write(options.out, backbone, layout, base, made.generation)
     print(f"wrote {options.out}/: " + ", ".join(sorted(p.name for p in options.out.iterdir())))
 
 
@@ -220,6 +298,47 @@ def _write(
         "loss": [list(row) for row in trace.rows],
     }
     (out / "settings.json").write_text(json.dumps(record, indent=1))
+
+
+def _stream(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from .backbones import load
+    from .pictures import save_video
+    from .stream import Row, stream
+
+    _quiet()
+    settings = _settings(options)
+    try:
+        lines = options.file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TTOMError(
+            f"{options.file} cannot be read as text; give a file of one prompt a line."
+        ) from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise TTOMError(f"{options.file} holds no prompt; write one a line.")
+    backbone = load(options.model)
+
+    def keep(index: int, made: Generation) -> None:
+        save_video(made.frames, options.out / f"{index:05}.mp4", backbone.fps)
+
+    def told(row: Row) -> str:
+        similarity = "–" if row.similarity is None else f"{row.similarity:.2f}"
+        loss = "–" if row.loss_first is None else f"{row.loss_first:.3f} → {row.loss_last:.3f}"
+        return (
+            f"{row.index + 1:5}  {row.hits:4}  {similarity:>10}  {loss:>15}  {row.seconds:7.1f}  "
+            f"{row.change or '–':15}  {row.prompt}"
+        )
+
+    with _memory(options, backbone) as (memory, use):
+        print("    #  hits  similarity             loss  seconds  memory           prompt")
+        rows = stream(
+            backbone, prompts, settings, memory, use, options.out,
+            seed=options.seed, on_clip=keep, **_clip_settings(options),
+        )  # fmt: skip
+        for row in tqdm(rows, total=len(prompts), desc="stream"):
+            tqdm.write(told(row))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
