@@ -103,6 +103,8 @@ WAYS = [
     ("a plane flies across the screen from right to left", "left"),
     ("a cat is walking to the right", "right"),
     ("a ball rolling to the left", "left"),
+    ("a ball that rolls to the left", "left"),
+    ("a dog which is running to the right", "right"),
 ]
 
 
@@ -276,6 +278,79 @@ def test_leaving_something() -> None:
     assert (np.diff(np.linalg.norm(ball - box, axis=1)) > 0).all()
 
 
+@pytest.mark.parametrize("verb", ["jumps", "leaps", "hops"])
+def test_jumping_over_something(verb: str) -> None:
+    for words, way in (("", 1), (" to the left", -1), (" from right to left", -1)):
+        layout = understood(f"a dog {verb} over a log{words}")
+        dog, log = centres(layout)
+        assert apart(layout) and np.ptp(log, axis=0).max() == 0
+        assert (dog[0] - log[0])[0] * way < -0.2 and (dog[-1] - log[-1])[0] * way > 0.2
+        assert dog[10, 1] < log[10, 1] - 0.3 and dog[0, 1] == pytest.approx(dog[-1, 1])
+
+
+@pytest.mark.parametrize("words", ["lands on", "falls onto", "swoops down on", "jumps onto"])
+def test_coming_down_on_something(words: str) -> None:
+    layout = understood(f"a bird {words} a rock")
+    bird, rock = centres(layout)
+    assert (np.diff(bird[:, 1]) > 0).all() and (bird[:, 1] < rock[:, 1]).all() and apart(layout)
+    assert bird[-1, 1] > rock[-1, 1] - 0.5 and np.ptp(rock, axis=0).max() == 0
+
+
+def test_what_is_thrown_moves_and_not_who_throws() -> None:
+    boy, ball = centres(understood("a boy throws a ball to the right"))
+    assert np.ptp(boy, axis=0).max() == 0 and ball[-1, 0] - ball[0, 0] > 0.3
+    _, ball, dog = centres(understood("a boy throws a ball to a dog"))
+    assert np.linalg.norm(ball[-1] - dog[-1]) < np.linalg.norm(ball[0] - dog[0]) - 0.2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "behind", "ahead"),
+    [
+        ("a cat is followed by a dog to the left", "dog", "cat"),
+        ("a cat walks to the left, followed by a dog", "dog", "cat"),
+        ("a tractor pulls a trailer to the left", "trailer", "tractor"),
+        ("a trailer is pulled by a tractor to the left", "trailer", "tractor"),
+        ("a cart is pushed by a man to the left", "man", "cart"),
+    ],
+)
+def test_who_leads_and_who_follows(prompt: str, behind: str, ahead: str) -> None:
+    layout = understood(prompt)
+    where = dict(zip(names(layout), centres(layout), strict=True))
+    assert (where[ahead][:, 0] < where[behind][:, 0] - 0.1).all()
+    assert where[ahead][-1, 0] < where[ahead][0, 0] - 0.2
+
+
+def test_what_is_passed_stands_by() -> None:
+    snail, mushroom = centres(understood("a snail creeps to the left past a mushroom"))
+    assert snail[-1, 0] < snail[0, 0] - 0.3 and np.ptp(mushroom, axis=0).max() == 0
+
+
+def test_it_is_the_other_one() -> None:
+    layout = understood("a robot stands still while a drone circles around it")
+    robot, drone = centres(layout)
+    angle = np.unwrap(np.arctan2(*(drone - robot).T))
+    assert abs(angle[-1] - angle[0]) == pytest.approx(2 * np.pi)
+
+
+def test_another_one_is_of_the_same_kind() -> None:
+    layout = understood("An elevator goes up as another one goes down.")
+    assert names(layout) == ["elevator"] * 2 and layout.phrases == ("elevator",)
+    assert moved(layout, 0) == STEPS["up"] and moved(layout, 1) == STEPS["down"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "way"),
+    [
+        ("Coming from the right, a tram crosses the picture.", "left"),
+        ("From the top of the frame, a spider sinks.", "down"),
+        ("Rolling to the left, a ball crosses the screen.", "left"),
+    ],
+)
+def test_a_motion_said_before_its_subject(prompt: str, way: str) -> None:
+    layout = understood(prompt)
+    assert len(layout.objects) == 1 and moved(layout) == STEPS[way]
+
+
 # Relations ----------------------------------------------------------------------------------------
 
 RELATIONS = [
@@ -338,6 +413,27 @@ def test_places_on_the_canvas() -> None:
     assert corner[0] > 0.65 and corner[1] < 0.35
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "On the left there is a tree and on the right there is a house.",
+        "a tree sits on the left. On the right, a house stands.",
+        "a tree on the left, and on the right a house",
+    ],
+)
+def test_a_place_said_before_its_object(prompt: str) -> None:
+    layout = understood(prompt)
+    tree, house = centres(layout)[:, 0]
+    assert names(layout) == ["tree", "house"] and tree[0] < 0.35 and house[0] > 0.65
+
+
+@pytest.mark.parametrize("prompt", ["five coins in a row", "a cup, a jug and a pot stand in a row"])
+def test_a_row_is_one_row(prompt: str) -> None:
+    layout = understood(prompt)
+    xs, ys = centres(layout)[:, 0].T
+    assert np.ptp(ys) == 0 and (np.diff(xs) > 0).all() and apart(layout)
+
+
 def test_a_moving_object_above_another() -> None:
     """The paper's own example."""
     layout = understood("a vibrant red balloon drifts right to left above a grand statue")
@@ -390,6 +486,10 @@ def test_counted_nouns_have_their_own_regions() -> None:
         ("a pair of dogs", "dog", 2),
         ("two cups of coffee", "cup of coffee", 2),
         ("five glass bottles", "glass bottle", 5),
+        ("half a dozen eggs", "egg", 6),
+        ("two pairs of shoes", "shoe", 4),
+        ("a family of four bears", "bear", 4),
+        ("a pair of swans swims to the left", "swan", 2),
         ("8 drops fall", "drop", 8),
     ],
 )
@@ -446,6 +546,11 @@ def test_phrases_are_the_prompts_own_words() -> None:
         ("a cat, a dog and a bird move towards each other", "for two, not for 3", ["cat", "dog", "bird"]),
         ("a cat above a dog and the dog above the cat", "contradicts", ["cat", "dog"]),
         ("a plane flies towards the camera", "'towards the camera'", ["plane"]),
+        ("the camera follows a car as it drives left", "how the camera moves", ["car"]),
+        ("four chairs around a table", "laid out as a thing of its own", ["chair"] * 4 + ["table"]),
+        ("two cats, and one of them jumps", "'one of them'", ["cat", "cat"]),
+        ("two dogs jump over a log", "'jump over' was not understood", ["dog", "dog", "log"]),
+        ("a boy throws a ball", "'throws' says no direction", ["boy", "ball"]),
     ],
 )  # fmt: skip
 def test_what_is_not_understood_is_said(prompt: str, words: str, found: list[str]) -> None:

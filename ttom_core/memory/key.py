@@ -372,6 +372,7 @@ ACTION_WORDS = {"bounce": "bounces", "circle": "circles around", "zigzag": "zigz
 BOND_WORDS = {
     "meet": "move towards each other", "part": "move away from each other", "follow": "follows",
     "approach": "moves towards", "depart": "moves away from", "orbit": "circles around",
+    "leap": "jumps over",
 }  # fmt: skip
 CHANGE_WORDS = {"grow": "grows", "shrink": "shrinks", "turn": "turns", "appear": "appears"}
 RELATION_WORDS = {

@@ -330,6 +330,10 @@ class _Reading:
             return f"{who} should be farther apart at the end of the clip than at its start."
         if bond.kind == "follow" and (a[-1] - a[0]) @ (b[-1] - b[0]) <= 0:
             return f"{who} should move in the same direction, the first behind the second."
+        if bond.kind == "leap":
+            over = a[np.abs((a - b)[:, 0]).argmin(), 1] < b[0, 1] - REST / 2
+            if not over or (a - b)[0, 0] * (a - b)[-1, 0] >= 0:
+                return f"{who}: the first should go over the other, from one side to the other."
         if bond.kind == "orbit" and _turns(a - b) < 0.5:
             return f"{self.world.objects[one].id!r} should go around {self.world.objects[other].id!r}."
         return None

@@ -31,6 +31,7 @@ class Actor:
     resize: str | None = None
     turns: bool = False  # into another colour
     place: Step | None = None
+    row: bool = False  # its number stands side by side
     enter: float = 0.0
     leave: float = 1.0
     falls: bool = False
@@ -43,7 +44,7 @@ class Actor:
 
 @dataclass(frozen=True)
 class Bond:
-    """Actors a and b that act on each other: meet, part, follow, approach, depart, orbit."""
+    """Actors a and b that act on each other: meet, part, follow, approach, depart, orbit, leap (over)."""
 
     kind: str
     a: int
@@ -113,7 +114,7 @@ def _units(
         if bond.a in of or bond.b in of:
             continue
         pair = [bond.a] if bond.a == bond.b else [bond.a, bond.b]
-        axis = "xy" if bond.kind == "orbit" or (bond.step and all(bond.step)) else "x"
+        axis = "xy" if bond.kind in ("orbit", "leap") or (bond.step and all(bond.step)) else "x"
         if bond.step and not bond.step[0]:
             axis = "y"
         count = sum(actors[i].noun.count for i in pair)
@@ -317,7 +318,7 @@ def _fill(
     elif actor.axis == "y":
         slots = _cut(region, [1.0] * count, "x")
     else:
-        slots = _slots(region, count)
+        slots = _slots(region, count, actor.row)
     return [(index, _track(actor, slot, size, jitter)) for slot in slots]
 
 
@@ -403,7 +404,7 @@ def _path(moves: list[tuple[str, Step | None]]) -> list[tuple[float, float, floa
 def _bonded(
     actors: list[Actor], unit: _Unit, region: Region, size: float, jitter: random.Random | None
 ) -> list[tuple[int, list[Point]]]:
-    """Tracks of a pair that meets, parts, follows, approaches, departs or orbits."""
+    """Tracks of a pair that meets, parts, follows, approaches, departs, orbits or leaps."""
     bond = unit.bond
     assert bond is not None
     if bond.a == bond.b:
@@ -417,6 +418,8 @@ def _bonded(
     upright = dy != 0 and dx == 0
     length = (bottom - top) if upright else (right - left)
     across = ((right - left) if upright else (bottom - top)) / lanes
+    if bond.kind == "leap":
+        return _leap(bond, region, size)
     size = min(size, 0.28 * length, 0.8 * across)
     if bond.kind == "orbit":
         return _orbit(first, second, region, size)
@@ -472,6 +475,21 @@ def _orbit(first: list[int], second: list[int], region: Region, size: float) -> 
     for index, (a, b, c, d) in zip(second, slots, strict=True):
         result.append((index, [(0.0, (a + c) / 2, (b + d) / 2, min(c - a, d - b))]))
     return result
+
+
+def _leap(bond: Bond, region: Region, size: float) -> list[tuple[int, list[Point]]]:
+    """The first jumps over the second, which rests on the ground in the middle."""
+    left, top, right, bottom = region
+    size = min(size, 0.2 * (right - left), 0.25 * (bottom - top))
+    x, ground = (left + right) / 2, bottom - size / 2 - EDGE
+    height = ground - top - size / 2 - EDGE
+    reach = (right - left - size) / 2 - EDGE
+    way = (bond.step or (1, 0))[0] or 1
+    path = [
+        (t / 16, x + way * reach * (t / 8 - 1), ground - height * math.sin(math.pi * t / 16), size)
+        for t in range(17)
+    ]
+    return [(bond.a, path), (bond.b, [(0.0, x, ground, size)])]
 
 
 def _keyframes(points: list[Point]) -> tuple[Keyframe, ...]:

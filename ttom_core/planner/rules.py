@@ -8,18 +8,27 @@ prompt leaves a choice (which lane, which side), it chooses.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from ..errors import TTOMError
 from ..layout import Layout, TrackedObject
 from .placing import Actor, Bond, Relation, place
-from .words import CAMERA, COLOURS, PARTS, SCENERY, Noun, Step, Word, read_words
+from .words import CAMERA, COLOURS, DOWN, LEFT, NO_THINGS, PARTS, SCENERY, Noun, Step, Word, read_words
 
 MAX_COUNT, MAX_OBJECTS = 12, 24  # of one kind, and in all
 MAX_LENGTH = 5000  # characters; longer than any text encoder reads
 IMPLIED: dict[str, Step] = {"fall": (0, 1), "rise": (0, -1)}
 SWAYING = ("go", "bounce", "sway")  # what "back and forth" and "up and down" say the manner of
-PAIRS = {"follow": "follow", "push": "follow", "approach": "approach", "away": "depart"}
+PAIRS = {"follow": "follow", "push": "follow", "pull": "lead", "approach": "approach", "send": "send"}
+PREPOSED = {
+    "towards": "approach",
+    "toward": "approach",
+    "to": "approach",
+    "around": "orbit",
+    "round": "orbit",
+}
+BYSTANDERS = set("past from off at against around round to towards toward".split())
 
 
 class PlanError(TTOMError):
@@ -104,6 +113,10 @@ class _Waiting:
     found: int | None = None  # the first of two nouns something is between
 
 
+def _scenery(noun: Noun) -> bool:
+    return noun.head in SCENERY or noun.head.rstrip("s") in SCENERY
+
+
 class Reader:
     """Reads one meaning after the other and remembers who is being talked about."""
 
@@ -117,6 +130,9 @@ class Reader:
         self.motion: _Motion | None = None
         self.waiting: _Waiting | None = None
         self.fronted: tuple[_Waiting, int] | None = None  # "above a statue, a balloon …"
+        self.stage: Word | None = None  # "on the left there is a tree"
+        self.ahead: int | None = None  # "coming from the left, a tram …": the tram
+        self.joiner = ""
         self.told = False  # the subjects have a predicate: the next noun is a new subject
         self.joint = "clause"
         self.camera = False
@@ -133,8 +149,12 @@ class Reader:
 
     def read(self, word: Word) -> None:
         if self.camera:
-            if word.kind == "joint" and word.text in ".;!?":
+            if word.kind == "joint" and word.value == "clause":
                 self.camera = False
+            elif word.kind == "noun" and not _scenery(word.value) and word.value.head not in CAMERA:
+                seen = self._add(word.value, word)  # "the camera follows a car"
+                self.subjects = [] if seen is None else [seen]
+                self.last, self.told = seen, True
             return
         if word.kind == "unknown":
             self.unknown.append(word.text)
@@ -150,6 +170,8 @@ class Reader:
         self._drop_waiting()
         if self.fronted:
             self.left_out(self.fronted[0].text)
+        if self.stage:
+            self.left_out(self.stage.text)
         for index, actor in enumerate(self.actors):
             if not actor.noun.motion or actor.moves or actor.resize or self._bonded(index):
                 continue
@@ -175,14 +197,25 @@ class Reader:
     def on_joint(self, word: Word) -> None:
         if self.waiting and self.waiting.found is None:
             self._drop_waiting()
-        self.joint = word.value
+        self.joint, self.joiner = word.value, word.text
         if word.value == "clause":
             self.told = True
             self._end_motion()
+            self.ahead = None
         elif word.value == "then":
             self._end_motion()
 
     def on_pronoun(self, word: Word) -> None:
+        waiting = self.waiting
+        others = [i for i in range(len(self.actors)) if waiting and i not in waiting.actors]
+        if waiting and others and word.text in ("it", "him", "them"):  # "a drone circles around it"
+            if waiting.kind == "preposition":
+                self.waiting = self._pairing(waiting, f"{waiting.text} {word.text}")
+            if self.waiting:
+                self._resolve(others[-1])
+            else:
+                self.left_out(f"{waiting.text} {word.text}")
+            return
         if word.text in ("they", "them") and len(self.actors) > 1:
             self.subjects = list(range(len(self.actors)))
         elif word.text in ("which", "who", "that") and self.last is not None:
@@ -205,8 +238,8 @@ class Reader:
             self.waiting = None
             return
         waiting = self.waiting
-        scenery = noun.head in SCENERY or noun.head.rstrip("s") in SCENERY
-        if scenery and waiting and waiting.kind in ("preposition", "relation"):
+        scenery = _scenery(noun)
+        if scenery and waiting and (waiting.kind in ("preposition", "relation") or waiting.step):
             around = waiting.text.lower() not in ("to", "towards", "toward")
         else:  # "a cat at night", "a dog, sunset"
             bare = noun.phrase.lower() == noun.head and not noun.definite and not waiting
@@ -223,6 +256,13 @@ class Reader:
             return
         if self.waiting:
             self._resolve(index)
+        elif self.stage:
+            self._end_motion()
+            self.actors[index].place, self.stage = self.stage.value, None
+            self.subjects, self.told = [index], True
+        elif self.motion and not self.motion.actors:
+            self.motion.actors, self.subjects = [index], [index]
+            self.ahead, self.told = index, True
         elif self.motion and self.joint == "" and self.motion.kind not in ("still",):
             if self.motion.kind == "circle":  # "orbits a planet"
                 self._bind(_Waiting("orbit", self.motion.text, self.motion.actors), index)
@@ -244,20 +284,32 @@ class Reader:
 
     def _preposed(self, waiting: _Waiting, noun: Noun, word: Word) -> bool:
         """Read "towards a cat" and its like; whether the noun is an object of its own."""
-        text, self.waiting = waiting.text.lower(), None
-        whole = f"{waiting.text} {word.text}"
-        moving = self.motion and self.motion.kind in ("go", "circle", "fall", "rise")
-        if text in ("towards", "toward", "to") and moving:
-            self.waiting = _Waiting("approach", whole, waiting.actors)
+        text, whole = waiting.text.lower(), f"{waiting.text} {word.text}"
+        self.waiting = self._pairing(waiting, whole)
+        if self.waiting:
             return True
-        if text in ("around", "round") and moving:
-            self.waiting = _Waiting("orbit", whole, waiting.actors)
+        if text in BYSTANDERS and word.text != noun.phrase and noun.head not in NO_THINGS:
+            self.waiting = _Waiting("bystander", whole, waiting.actors)
             return True
         if text in ("in", "inside", "at", "into", "within", "with", "without", "of"):
             self.note(f"{whole!r} is not laid out on its own.")
         else:
             self.left_out(whole)
         return False
+
+    def _pairing(self, waiting: _Waiting, whole: str) -> _Waiting | None:
+        """What "towards" and "around" mean after a motion: something between two."""
+        moving = self.motion and self.motion.kind in ("go", "circle", "fall", "rise")
+        kind = PREPOSED.get(waiting.text.lower())
+        return _Waiting(kind, whole, waiting.actors) if moving and kind else None
+
+    def on_another(self, word: Word) -> None:
+        """ "a cat sits while another one …": one more of what was named last."""
+        last = self.actors[self.last].noun if self.last is not None else None
+        if last is None or last.count > 1:
+            self.left_out(word.text)
+        else:
+            self.on_noun(Word("noun", replace(last, definite=False, motion=None), word.text))
 
     def on_motion(self, word: Word) -> None:
         kind, step = word.value
@@ -271,11 +323,14 @@ class Reader:
             plain.kind = kind
             return
         if not self.subjects:
-            self.left_out(word.text)
+            if kind in ("go", "fall", "rise", "bounce", "circle", "zigzag", "sway", "still"):
+                self._act(kind, word.text, [], step)  # "coming from the left, a tram …"
+            else:
+                self.left_out(word.text)
             return
         if kind in ("meet", "part"):
             self._meet(kind, word.text)
-        elif kind in ("follow", "push", "approach"):
+        elif kind in PAIRS:
             self._end_motion()
             self.waiting = _Waiting(PAIRS[kind], word.text, list(self.subjects))
         else:
@@ -332,6 +387,8 @@ class Reader:
             self.motion = _Motion("go", word.text, list(self.subjects), step, True)
         elif not motion and (bond := self._open_bond()) is not None:
             self.bonds[bond] = Bond(self.bonds[bond].kind, self.bonds[bond].a, self.bonds[bond].b, step)
+        elif not motion and not self.subjects and not self.fronted:
+            self.motion = _Motion("go", word.text, [], step, True)  # "from the left, a tram …"
         elif motion or not self.subjects:
             self.left_out(word.text)
         elif (
@@ -349,14 +406,16 @@ class Reader:
         """The subjects' last bond whose direction was not said."""
         for k in range(len(self.bonds) - 1, -1, -1):
             bond = self.bonds[k]
-            if bond.a in self.subjects and bond.kind == "follow" and bond.step is None:
+            named = bond.a in self.subjects or bond.b in self.subjects
+            if named and bond.kind in ("follow", "leap") and bond.step is None:
                 return k
         return None
 
     def on_place(self, word: Word) -> None:
-        if not self.subjects:
-            self.fronted = None
-            self.left_out(word.text)
+        placed = all(self.actors[i].place for i in self.subjects)
+        listed = self.joint == "and" and (placed or self.joiner == "and")
+        if not self.subjects or self.joint == "clause" or listed:
+            self.fronted, self.stage = None, word
             return
         for i in self.subjects if self.told or len(self.subjects) == 1 else self.subjects[-1:]:
             if self.actors[i].place is not None:
@@ -365,7 +424,20 @@ class Reader:
         self.told = True
 
     def on_relation(self, word: Word) -> None:
-        self._wait("relation", word.text, word.value)
+        motion, text = self.motion, word.text.lower()
+        if motion and motion.kind == "bounce" and text in ("over", "above"):
+            self._wait("leap", f"{motion.text} {word.text}")
+        elif motion and (
+            text == "onto"
+            if motion.kind == "bounce"
+            else (motion.kind, motion.step) == ("go", DOWN) and text in ("on", "onto", "on top of")
+        ):
+            self._wait("approach", f"{motion.text} {word.text}", DOWN)
+        else:
+            self._wait("relation", word.text, word.value)
+
+    def on_passive(self, word: Word) -> None:
+        self._wait(word.value, word.text)
 
     def on_between(self, word: Word) -> None:
         self._wait("between", word.text)
@@ -379,7 +451,9 @@ class Reader:
     def _wait(self, kind: str, text: str, step: Step | None = None) -> None:
         self._drop_waiting()
         fronted = self.joint == "clause" and not self.motion
-        actors = [] if fronted else list(self.subjects)
+        # "kicks a ball to a dog": it is the ball that comes to the dog.
+        who = self.motion.actors if self.motion else self.subjects
+        actors = [] if fronted else list(who)
         # "a cat beside a dog above a tree": the second relation is the dog's.
         direct = kind == "relation" and self.joint == "" and not self.motion
         if direct and self.relations and self.last is not None and self.last not in self.subjects:
@@ -421,8 +495,10 @@ class Reader:
         self.told, self.joint = True, ""
 
     def on_row(self, word: Word) -> None:
-        if len(self.subjects) == 2 and not self.motion:
-            self.relations.append(Relation(self.subjects[0], self.subjects[1], (-1, 0)))
+        if len(self.subjects) > 1 and (not self.motion or self.motion.kind == "still"):
+            self.relations += [Relation(a, b, LEFT) for a, b in pairwise(self.subjects)]
+        for i in self.subjects:
+            self.actors[i].row = True
         self.told = True
 
     def on_turn(self, word: Word) -> None:
@@ -489,19 +565,31 @@ class Reader:
                     self.left_out(f"{waiting.text} {self.actors[i].noun.phrase}")
                 elif waiting.step:
                     self.relations.append(Relation(i, index, waiting.step, waiting.text))
+        elif waiting.kind == "bystander":
+            if not waiting.text.lower().startswith("past"):
+                self.note(f"{waiting.text!r} is laid out as a thing of its own, wherever there is room.")
+        elif waiting.kind == "send":  # "kicks a ball to the right"
+            self.motion = _Motion("go", waiting.text, [index])
         else:
             self._bind(waiting, index)
 
     def _bind(self, waiting: _Waiting, index: int) -> None:
         motion, self.motion = self.motion, None
-        step = motion.step if motion and motion.said else None
+        step = motion.step if motion and motion.said else waiting.step
         if len(waiting.actors) != 1 or waiting.actors[0] == index:
             self.left_out(waiting.text)
             return
         if self._bonded(waiting.actors[0]) or self._bonded(index):
             self.left_out(f"{waiting.text} {self.actors[index].noun.phrase}")
             return
-        self.bonds.append(Bond(waiting.kind, waiting.actors[0], index, step))
+        first, second = waiting.actors[0], index
+        if waiting.kind == "leap" and self.actors[first].noun.count + self.actors[second].noun.count > 2:
+            self.left_out(waiting.text)
+            return
+        if waiting.kind == "lead":  # "pulls a cart", "is followed by a dog": who follows comes second
+            self.bonds.append(Bond("follow", second, first, step))
+        else:
+            self.bonds.append(Bond(waiting.kind, first, second, step))
 
     def _bonded(self, index: int) -> bool:
         return any(index in (bond.a, bond.b) for bond in self.bonds)
@@ -511,8 +599,12 @@ class Reader:
         motion, self.motion = self.motion, None
         if motion is None:
             return
+        if not motion.actors:
+            self.left_out(motion.text)
+            return
         if motion.kind == "go" and motion.step is None:
-            if not motion.noted:
+            led = self.ahead is not None and motion.actors == [self.ahead]
+            if not motion.noted and not led:
                 self.note(f"{motion.text!r} says no direction; it was left out.")
             return
         for i in motion.actors:

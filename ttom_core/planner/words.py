@@ -32,8 +32,9 @@ PRONOUNS = set("it he she they them itself themselves which who".split())
 # kind: base forms; "+" marks a doubled last letter (run, running).
 MOTIONS = {
     "go": "move drift slide fly run+ walk roll float travel go glide swim+ drive sail race jog+ march "
-    "crawl dash cross gallop hover stroll hurry rush zoom come head wander skate ski pass ride cycle",
-    "fall": "fall drop+ sink descend dive plunge tumble",
+    "crawl dash cross gallop hover stroll hurry rush zoom come head wander skate ski pass ride cycle "
+    "speed creep waddle scuttle scurry slither trot sprint stride sneak cruise dart tiptoe stagger",
+    "fall": "fall drop+ sink descend dive plunge tumble swoop land alight",
     "rise": "rise climb ascend soar lift",
     "still": "stay stand rest remain sit+ lie wait park stop+ sleep hang pause",
     "bounce": "bounce jump hop+ leap",
@@ -46,9 +47,11 @@ MOTIONS = {
     "part": "separate",
     "follow": "follow chase pursue",
     "push": "push",
+    "pull": "pull drag+ tow haul",
+    "send": "throw kick toss fling hurl",
     "approach": "approach near",
     "enter": "appear enter arrive emerge",
-    "leave": "disappear vanish leave exit",
+    "leave": "disappear vanish leave exit burst pop+ dissolve evaporate",
 }
 COLOURS = set(
     "red green blue yellow purple cyan pink white black brown grey gray golden silver magenta "
@@ -95,7 +98,12 @@ IRREGULAR = {
     "deer": "deer", "oxen": "ox", "leaves": "leaf", "wolves": "wolf", "knives": "knife",
     "loaves": "loaf", "shelves": "shelf", "cookies": "cookie", "buses": "bus", "horses": "horse",
     "houses": "house", "vases": "vase", "roses": "rose", "movies": "movie", "aircraft": "aircraft",
+    "shoes": "shoe", "toes": "toe", "canoes": "canoe",
 }  # fmt: skip
+NO_THINGS = set(  # what "at", "from" and their like introduce without its being seen
+    "time moment end beginning start finish first last once speed pace rate distance angle direction way "
+    "side corner edge top bottom left right middle center centre other music sound rhythm day night".split()
+)
 PARTS = set(
     "hand arm leg head tail wing eye ear face hair mouth nose paw foot finger fur back feather "
     "beak fin trunk neck tongue lip shoulder knee".split()
@@ -123,9 +131,10 @@ class Noun:
 class Word:
     """One meaning found in the text.
 
-    kind and value: noun (Noun), motion (its kind), direction (Step, or the end of "from the left"),
-    place (Step from the middle), relation (Step), between, meet, part, row, joint (its kind),
-    preposition (itself), pronoun, turn, background (text), camera, filler, unknown.
+    kind and value: noun (Noun), another (one like the last), motion (its kind), passive (the motion's kind,
+    by what comes), direction (Step, or the end of "from the left"), place (Step from the middle), relation
+    (Step), between, meet, part, row, joint (its kind), preposition (itself), pronoun, turn, background
+    (text), camera, filler, unknown.
     """
 
     kind: str
@@ -153,7 +162,17 @@ def _forms() -> dict[str, tuple[str, str]]:
 
 
 VERBS = _forms()
-AMBIGUOUS = {"near", "rock", "head", "park", "ski"}  # in bare form hardly ever our verb
+AMBIGUOUS = {
+    "near",
+    "rock",
+    "head",
+    "park",
+    "ski",
+    "land",
+    "speed",
+    "pop",
+    "burst",
+}  # in bare form hardly ever our verb
 
 
 def _patterns() -> list[tuple[str, Any, re.Pattern[str]]]:
@@ -172,7 +191,12 @@ def _patterns() -> list[tuple[str, Any, re.Pattern[str]]]:
             r"picture|image|close up|view) (?:of|showing|shows|where|in which)",
         )
     )
+    rows.append(("unknown", None, r"(?:one|two|three|some|each|none) of (?:them|these|those)"))
+    rows.append(("another", None, r"another one|the other one"))
+    rows.append(("passive", "follow", r"(?:pulled|dragged|towed|hauled) by"))
+    rows.append(("passive", "lead", r"(?:followed|chased|pursued|pushed) by"))
     rows.append(("row", None, r"(?:next to|beside|alongside) (?:each other|one another)|side by side"))
+    rows.append(("row", None, r"in (?:a |one )?(?:row|line)(?: from left to right)?"))
     rows.append(("meet", None, r"(?:approach(?:es|ing)?|meets?) (?:each other|one another)"))
     rows.append(("meet", None, r"(?:towards?|to|into|at) (?:each other|one another)"))
     rows.append(
@@ -180,11 +204,12 @@ def _patterns() -> list[tuple[str, Any, re.Pattern[str]]]:
     )
     rows.append(("away", None, rf"away from{not_frame}"))
     rows.append(("filler", None, r"right (?=next|behind|beside|above|below|in front)"))
+    big = r"(?:bigger|larger|taller|(?:(?:\w+ times|twice) )?as (?:big|large|tall))"
+    rows.append(("grow", None, rf"(?:gets?|getting|becomes?|becoming) {big}"))
+    rows.append(("shrink", None, r"(?:gets?|getting|grows?|growing|becomes?) smaller"))
     rows.append(("turn", None, r"(?:turns?|turning|becomes?|becoming) (?!left|right|around|to|the)[a-z]+"))
     rows.append(("turn", None, r"chang(?:es?|ing)(?: colou?r)?(?: from [a-z]+)? (?:in)?to [a-z]+"))
     rows.append(("go", None, r"(?:turns?|turning)"))
-    rows.append(("grow", None, r"(?:gets?|getting|becomes?|becoming) (?:bigger|larger)"))
-    rows.append(("shrink", None, r"(?:gets?|getting|grows?|growing|becomes?) smaller"))
     rows.append(("sway", DOWN, r"up and down"))
     rows.append(("sway", RIGHT, r"back and forth|(?:from )?side to side|left and right"))
     rows.append(("circle", None, r"in (?:a )?circles?|(?:around|round) in circles|in an? (?:full )?circle"))
@@ -252,6 +277,7 @@ class _Lexer:
         self.prompt = prompt
         self.tokens = list(_TOKEN.finditer(prompt))
         self.words = [t.group().lower().replace("’", "'") for t in self.tokens]
+        self.collective = False  # "a pair of swans" takes the verb of one or of two
         self.bare = False  # the last noun phrase had no determiner
         self.listed = False  # after "a cat and": whoever comes next makes the subject a plural
 
@@ -288,6 +314,9 @@ class _Lexer:
         if word in VERBS and not self._starts_noun(i, before):
             kind, _ = VERBS[word]
             return Word("motion", (kind, None), self.text(i, i + 1)), i + 1
+        follower = self.words[i + 1] if i + 1 < len(self.words) else ""
+        if word == "that" and before == "noun" and (follower in VERBS or follower in ("is", "are")):
+            return Word("pronoun", word, word), i + 1  # "a ball that rolls"
         if found := self._noun(i, before):
             return found
         for kind, words in (("pronoun", PRONOUNS), ("filler", FILLER), ("preposition", PREPOSITIONS)):
@@ -314,20 +343,26 @@ class _Lexer:
         number: int | None = None
         vague = absent = definite = owned = singular = False
         ahead = " ".join(self.words[i : i + 5]) + " "
+        self.collective = True
         if match := re.match(r"(?:an? |the )?(?:pair|couple) of ", ahead):
             number, j = 2, i + len(match.group().split())
-        elif match := re.match(r"a dozen ", ahead):
-            number, j = 12, i + 2
+        elif (match := re.match(r"(\w+) (?:pairs|couples) of ", ahead)) and self._is_number(i):
+            number, j = 2 * self._number(i), i + 3
+        elif match := re.match(r"half a dozen |a dozen ", ahead):
+            number, j = (6 if "half" in match.group() else 12), i + len(match.group().split())
         elif match := re.match(
-            r"(?:an? |the )?(?:group|flock|bunch|crowd|herd|swarm|school|lot|lots|number|handful|few) "
+            r"(?:an? |the )?(?:group|flock|bunch|crowd|herd|swarm|school|family|pack|team|colony|lot|lots|"
+            r"number|handful|few) "
             r"(?:of )?(?!of )",
             ahead,
         ):
             vague, j = True, i + len(match.group().split())
+        else:
+            self.collective = False
         while j < len(self.words) and (self._is_number(j) or self.words[j] in DETERMINERS):
             word = self.words[j]
             if self._is_number(j):
-                number = int(word) if word.isdigit() else NUMBERS[word]
+                number = self._number(j)
             vague |= word in VAGUE
             absent |= word == "no"
             definite |= word in DEFINITE | OWNED
@@ -360,7 +395,7 @@ class _Lexer:
             name=_singular(phrase) if (number or 1) > 1 else phrase,
             head=_singular(head),
             count=number or 1,
-            vague=vague,
+            vague=vague and number is None,
             absent=absent,
             definite=definite,
             owned=owned,
@@ -371,6 +406,10 @@ class _Lexer:
     def _is_number(self, i: int) -> bool:
         word = self.words[i]
         return word in NUMBERS or (word.isascii() and word.isdigit() and len(word) < 7)
+
+    def _number(self, i: int) -> int:
+        word = self.words[i]
+        return int(word) if word.isdigit() else NUMBERS[word]
 
     def _head(self, j: int, singular: bool, plural: bool) -> tuple[int, str | None]:
         """Where the adjectives and nouns that start at j end, and a motion among the adjectives."""
@@ -416,7 +455,7 @@ class _Lexer:
     def _is_verb(self, i: int, form: str, singular: bool, plural: bool) -> bool:
         """Whether a verb's form (bare, s) after a noun is the verb, and no noun like "drops"."""
         last = self.words[i - 1]
-        if self.listed and last not in ADJECTIVES:
+        if (self.listed or self.collective) and last not in ADJECTIVES:
             return True
         if plural or (not singular and plural_looking(last)):
             return form == "bare" and last not in ADJECTIVES
