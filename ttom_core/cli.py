@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .layout import Layout
     from .memory.recall import Memory, MemorySettings
     from .optimize import TTOSettings
+    from .planner import LLMSettings
 
 T = TypeVar("T")
 M = TypeVar("M", bound="BaseModel")
@@ -46,10 +47,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ttom", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    plan = commands.add_parser("plan", help="plan a layout for a prompt")
-    plan.add_argument("prompt")
+    plan = commands.add_parser("plan", help="plan a layout for a prompt, or check one")
+    plan.add_argument("prompt", nargs="?", help="may be left out with --check: the layout's own")
     plan.add_argument("--out", type=Path, help="write the layout as JSON here (default: print it)")
     plan.add_argument("--show", type=Path, metavar="PNG", help="draw the layout over empty frames")
+    plan.add_argument("--check", type=Path, metavar="JSON", help="plan nothing: check this layout again")
+    plan.add_argument("--seed", type=int, default=0)
+    _language_model(plan)
     plan.set_defaults(run=_plan)
 
     generate = commands.add_parser("generate", help="make a composed video from a prompt")
@@ -103,6 +107,27 @@ def _clip_settings(options: argparse.Namespace) -> dict[str, Any]:
         "width": width,
         "negative_prompt": options.negative,
     }
+
+
+def _language_model(parser: argparse.ArgumentParser) -> None:
+    """Its key comes from the environment: it stands in no command, and so in no shell's history."""
+    parser.add_argument("--llm", metavar="MODEL", help="plan with a language model (default: by the rules)")
+    parser.add_argument("--base-url", metavar="URL", help="its server (default: OPENAI_BASE_URL, or OpenAI)")
+    parser.add_argument("--key-variable", metavar="NAME", help="environment variable with the server's key")
+    parser.add_argument("--mode", choices=("staged", "one-call"), default="staged")
+    parser.add_argument("--enrich", action="store_true", help="lay out, and encode, a fuller description")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one answer (default 120)")
+    parser.add_argument(
+        "--prices",
+        type=float,
+        nargs=2,
+        metavar=("IN", "OUT"),
+        help="USD per million tokens, for the cost",
+    )
+    parser.add_argument("--fallback", action="store_true", help="plan by the rules where the model fails")
+    parser.add_argument("--no-cache", action="store_true", help="ask anew, and keep nothing")
+    parser.add_argument("--unload", action="store_true", help="free an Ollama server's memory afterwards")
 
 
 def _sampling(parser: argparse.ArgumentParser) -> None:
@@ -189,7 +214,7 @@ def _settings(options: argparse.Namespace) -> TTOSettings:
 def _tell(layout: Layout) -> None:
     print(f"layout by {layout.planner}: {', '.join(o.id + ' = ' + o.name for o in layout.objects)}")
     for sentence in layout.unresolved:
-        print(f"  not understood: {sentence}")
+        print(f"  note: {sentence}")
 
 
 def _quiet() -> None:
@@ -204,19 +229,75 @@ def _quiet() -> None:
 def _plan(options: argparse.Namespace) -> None:
     import numpy as np
 
+    from .layout import Layout
     from .pictures import draw_layout, strip
-    from .planner import plan
+    from .planner import check
 
-    layout = plan(options.prompt)
+    if options.check:
+        layout = Layout.load(options.check)
+        faults = check(layout, options.prompt or layout.prompt)
+    else:
+        layout, faults = _propose(options)
     if options.out:
         layout.save(options.out)
         _tell(layout)
-    else:
+    elif not options.check:
         print(layout.to_json())
     if options.show:
         canvas = np.full((21, 64, 64, 3), 245, np.uint8)
         options.show.parent.mkdir(parents=True, exist_ok=True)
         strip({"layout": draw_layout(canvas, layout)}).save(options.show)
+    for sentence in faults:
+        print(f"  check: {sentence}", file=sys.stderr)
+    if options.check and faults:
+        raise TTOMError(f"{options.check} does not obey its prompt; mend what the checks name, or plan anew.")
+
+
+def _propose(options: argparse.Namespace) -> tuple[Layout, list[str]]:
+    """The layout that was asked for, and what its checks found beside what it says itself."""
+    from .planner import propose, unload
+    from .planner.cache import default_folder
+
+    settings = _llm_settings(options) if options.llm else None
+    if options.base_url and not settings:
+        raise TTOMError("--base-url names a server and no model; add --llm MODEL.")
+    folder = None if options.no_cache else default_folder()
+    plan = propose(options.prompt or "", options.seed, settings, folder=folder, fallback=options.fallback)
+    if settings:
+        used = plan.usage
+        cost = "" if used.cost is None else f", {used.cost:.4f} USD"
+        source = "from the cache" if plan.cached else f"{used.requests} answers, {plan.reasks} asked again"
+        tokens = f"{used.input_tokens} + {used.output_tokens} tokens"
+        print(f"plan by {plan.layout.planner}: {source}, {tokens}{cost}", file=sys.stderr)
+        for sentence in plan.repaired:
+            print(f"  repaired: {sentence}", file=sys.stderr)
+        if options.unload:
+            unload(settings)
+    return plan.layout, [fault for fault in plan.faults if fault not in plan.layout.unresolved]
+
+
+def _llm_settings(options: argparse.Namespace) -> LLMSettings:
+    from pydantic import ValidationError
+
+    from .planner import LLMSettings
+
+    prices = options.prices or (None, None)
+    try:
+        return LLMSettings(
+            model=options.llm,
+            base_url=options.base_url,
+            key_variable=options.key_variable,
+            staged=options.mode == "staged",
+            enrich=options.enrich,
+            temperature=options.temperature,
+            timeout=options.timeout,
+            input_price=prices[0],
+            output_price=prices[1],
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0]).replace("_", "-")
+        raise TTOMError(f"--{name}: {first['msg'].removeprefix('Value error, ')}.") from None
 
 
 def _generate(options: argparse.Namespace) -> None:
