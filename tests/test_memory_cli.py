@@ -15,7 +15,7 @@ from ttom_core.memory import store as store_module
 from ttom_core.memory.pack import read_pack
 from ttom_core.memory.store import MemoryStore, MemoryStoreError, default_folder
 
-GOLDEN = Path(__file__).parent / "golden" / "memory_pack.zip"
+GOLDEN = Path(__file__).parent / "golden" / "memory.ttompack"
 RED, BLUE = 32 * "1", 32 * "2"  # the golden pack's entries
 
 
@@ -64,10 +64,10 @@ def test_a_memory_is_listed_shown_and_searched(filled):
 
 def test_looking_changes_nothing(filled, folder):
     with MemoryStore(folder, read_only=True) as store:
-        before = (store.revision, list(store.entries()))
+        before = (store.state, list(store.entries()))
         for verb in (["list"], ["show", "2"], ["search", "circle"], ["fsck"]):
             filled(*verb)
-        assert (store.revision, list(store.entries())) == before
+        assert (store.state, list(store.entries())) == before
 
 
 def test_entries_are_pinned_pruned_deleted_and_brought_back(filled, folder):
@@ -96,7 +96,7 @@ def test_damage_is_found_and_repaired(filled, folder):
 
 
 def test_a_pack_and_a_lora_go_out(filled, tmp_path):
-    pack, lora = tmp_path / "pack.zip", tmp_path / "lora.safetensors"
+    pack, lora = tmp_path / "pack.ttompack", tmp_path / "lora.safetensors"
     assert "2 entries" in filled("export", pack, "--licence", "CC0-1.0")
     assert [entry.id for entry in read_pack(pack).entries] == [RED, BLUE]
     (tmp_path / "p.gif").write_bytes(b"GIF89a")
@@ -154,11 +154,11 @@ def test_nobody_to_ask_is_an_error(run, folder, monkeypatch):
         (["delete"], "Say what to delete"),
         (["delete", "1111", "--search", "x"], "not by both"),
         (["prune"], "Say what to prune by"),
-        (["export", "x.zip"], "--licence"),
-        (["export", "x.zip", "--search", "nothing", "--licence", "CC0-1.0"], "no entry to export"),
+        (["export", "x.ttompack"], "--licence"),
+        (["export", "x.ttompack", "--search", "nothing", "--licence", "CC0-1.0"], "no entry to export"),
         (["export", "x.safetensors"], "takes one entry, not 2"),
-        (["export", "x.zip", "--licence", "CC0-1.0", "--preview", "1111"], "preview"),
-        (["import", "missing.zip"], "no pack at missing.zip"),
+        (["export", "x.ttompack", "--licence", "CC0-1.0", "--preview", "1111"], "preview"),
+        (["import", "missing.ttompack"], "no pack at missing.ttompack"),
         (["search", "--scene", " "], "empty"),
     ],
 )

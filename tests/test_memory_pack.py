@@ -37,7 +37,7 @@ from ttom_core.memory.pack import (
 from ttom_core.memory.store import MemoryEntry, MemoryStore, MemoryStoreError
 from ttom_core.planner import plan
 
-GOLDEN = Path(__file__).parent / "golden" / "memory_pack.zip"
+GOLDEN = Path(__file__).parent / "golden" / "memory.ttompack"
 PROMPTS = ("a red circle moves to the right", "a blue square moves up", "two green circles")
 NAME = "blocks.0.attn2.to_q"
 
@@ -80,7 +80,7 @@ def other(tmp_path):
 
 @pytest.fixture
 def path(store, tmp_path):
-    path = tmp_path / "pack.zip"
+    path = tmp_path / "pack.ttompack"
     first = next(store.entries())
     export_pack(
         store, store.entries(), path, licence="CC0-1.0", previews={first.id: picture(tmp_path / "p.png")}
@@ -134,7 +134,7 @@ def test_a_pack_says_its_licence_and_shows_its_previews(store, path, tmp_path):
 
 def test_equal_packs_are_equal_bytes(store, other, path, tmp_path):
     import_pack(other, plan_import(other, path))
-    again, backwards = tmp_path / "again.zip", list(other.entries())[::-1]
+    again, backwards = tmp_path / "again.ttompack", list(other.entries())[::-1]
     first = next(store.entries())
     export_pack(other, backwards, again, licence="CC0-1.0", previews={first.id: tmp_path / "p.png"})
     assert again.read_bytes() == path.read_bytes()
@@ -164,7 +164,7 @@ def test_another_backbones_entries_stay_outside(store, tmp_path, path):
         read = plan_import(wan, path)
         assert [row.status for row in read.rows] == ["incompatible"] * 3
         assert "It is for toy, this memory for wan" in read.rows[0].why
-        with pytest.raises(PackError, match=r"Nothing of pack\.zip can be imported: It is for toy"):
+        with pytest.raises(PackError, match=r"Nothing of pack\.ttompack can be imported: It is for toy"):
             import_pack(wan, read)
         assert everything(wan.folder) == before
         insert(store, 3, "wan")
@@ -182,21 +182,23 @@ def test_an_empty_memory_can_be_kept_for_one_backbone(other, path):
 
 def test_nothing_and_no_pictures_are_not_exported(store, tmp_path):
     with pytest.raises(PackError, match="no entry to export"):
-        export_pack(store, [], tmp_path / "x.zip", licence="CC0-1.0")
+        export_pack(store, [], tmp_path / "x.ttompack", licence="CC0-1.0")
     entry = next(store.entries())
     text = tmp_path / "text.png"
     text.write_text("no picture")
     for wrong in (text, tmp_path / "missing.png"):
         with pytest.raises(PackError, match="The preview"):
-            export_pack(store, [entry], tmp_path / "x.zip", licence="CC0-1.0", previews={entry.id: wrong})
+            export_pack(
+                store, [entry], tmp_path / "x.ttompack", licence="CC0-1.0", previews={entry.id: wrong}
+            )
     with pytest.raises(PackError, match="licence"):
-        export_pack(store, [entry], tmp_path / "x.zip", licence="")
+        export_pack(store, [entry], tmp_path / "x.ttompack", licence="")
     with pytest.raises(PackError, match="cannot be written"):
-        export_pack(store, [entry], text / "x.zip", licence="CC0-1.0")
+        export_pack(store, [entry], text / "x.ttompack", licence="CC0-1.0")
     store.value_path(entry.value).unlink()
     with pytest.raises(MemoryStoreError, match="is gone"):
-        export_pack(store, [entry], tmp_path / "x.zip", licence="CC0-1.0")
-    assert not [p for p in tmp_path.iterdir() if p.name.startswith("x.zip")]
+        export_pack(store, [entry], tmp_path / "x.ttompack", licence="CC0-1.0")
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith("x.ttompack")]
 
 
 def test_a_pack_that_changes_after_its_plan_is_refused(other, path, tmp_path):
@@ -337,6 +339,12 @@ def duplicate_entry(manifest: dict[str, Any]) -> None:
     manifest["entries"].append(manifest["entries"][0] | {"note": "again"})
 
 
+def endless_layout() -> dict[str, Any]:
+    frames = [{"time": n / 999, "box": {"x": 0.25, "y": 0.25, "w": 0.5, "h": 0.5}} for n in range(1000)]
+    objects = [{"id": str(n), "name": "ball", "phrase": "ball", "keyframes": frames} for n in range(20)]
+    return {"objects": objects}
+
+
 BIG_HEADER = struct.pack("<Q", 1 << 60) + value()[8:]
 LONG_HEADER = struct.pack("<Q", 5 << 20) + b" " * (5 << 20)
 HOSTILE: dict[str, tuple[Callable[[Path, Path], None], str]] = {
@@ -417,6 +425,7 @@ HOSTILE: dict[str, tuple[Callable[[Path, Path], None], str]] = {
         ),
         "reaches outside",
     ),
+    "layout that no store could read again": (stated(layout=endless_layout()), "could not be read again"),
     "embedder that steers a terminal": (stated(embedder="\x1b[2J"), "embedder"),
 }  # fmt: skip
 
@@ -426,7 +435,7 @@ def test_a_hostile_pack_is_refused_in_a_sentence_and_nothing_written(
     kind, path, other, tmp_path, monkeypatch
 ):
     build, words = HOSTILE[kind]
-    hostile = tmp_path / "hostile.zip"
+    hostile = tmp_path / "hostile.ttompack"
     monkeypatch.chdir(tmp_path)
     build(path, hostile)
     before = everything(other.folder)
@@ -436,7 +445,7 @@ def test_a_hostile_pack_is_refused_in_a_sentence_and_nothing_written(
     sentence = str(error.value)
     assert sentence.isprintable()
     assert sentence.endswith(".")
-    assert "hostile.zip" in sentence
+    assert "hostile.ttompack" in sentence
     assert str(pack_module.tempfile.gettempdir()) not in sentence.replace(str(tmp_path), "")
     assert everything(other.folder) == before
     assert sorted(p.name for p in tmp_path.rglob("*")) == around
@@ -449,7 +458,7 @@ def test_whatever_byte_is_changed_a_pack_is_refused_or_says_the_same(tmp_path_fa
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(content) - 1))
         content[at] = data.draw(st.integers(0, 255))
-    broken = tmp_path_factory.mktemp("fuzz") / "broken.zip"
+    broken = tmp_path_factory.mktemp("fuzz") / "broken.ttompack"
     broken.write_bytes(content)
     try:
         entries = read_pack(broken).entries
@@ -510,7 +519,7 @@ def test_the_golden_pack_reads_the_same_on_every_run(other, tmp_path):
     preview = tmp_path / "preview.png"
     preview.write_bytes(pack.preview(first.id) or b"")
     assert Image.open(preview).size == (2, 1)
-    again = tmp_path / "again.zip"
+    again = tmp_path / "again.ttompack"
     export_pack(other, other.entries(), again, licence=pack.licence, previews={first.id: preview})
     assert again.read_bytes() == GOLDEN.read_bytes()
 

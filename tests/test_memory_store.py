@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 
@@ -164,14 +165,14 @@ def test_of_equal_texts_the_nearer_layout_comes_first(store):
 
 def test_reading_counts_uses_but_not_read_only(store):
     insert(store)
-    revision = store.revision
+    state = store.state
     read(store)
     read(store)
     with MemoryStore(store.folder, read_only=True) as quiet:
         assert read(quiet)[0].entry.uses == 2
         assert read(quiet)[0].entry.uses == 2
     assert read(store)[0].entry.last_used is not None
-    assert store.revision == revision
+    assert store.state == state
 
 
 def test_entries_are_found_by_their_words(store):
@@ -230,10 +231,10 @@ CHANGES = {
 def test_the_last_change_is_undone_whatever_it_was(store, kind):
     entries = [insert(store, seed) for seed in range(3)]
     before = {e.id: e for e in store.entries()}
-    revision = store.revision
+    state = store.state
     CHANGES[kind](store, entries[1])
     assert {e.id: e for e in store.entries()} != before
-    assert store.revision != revision
+    assert store.state != state
     assert "is undone" in store.undo()
     assert {e.id: e for e in store.entries()} == before
     for entry in before.values():
@@ -403,6 +404,16 @@ def test_weighted_updates_of_one_entry_all_count(tmp_path, monkeypatch):
         assert len(store.get(entry.id).parents) == 2
         store.undo()
         assert same(store.load(store.get(entry.id)), adapter(5))
+
+
+def test_a_read_does_not_wait_for_a_long_change_of_another(store):
+    entry = insert(store)
+    with MemoryStore(store.folder) as other, other._writing():
+        started = time.perf_counter()
+        with pytest.warns(UserWarning, match=r"the use is not counted: Another process keeps .* busy"):
+            assert read(store)[0].entry.id == entry.id
+        assert time.perf_counter() - started < 5
+    assert read(store)[0].entry.uses == 0
 
 
 def test_threads_share_a_store(store):

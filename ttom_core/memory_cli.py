@@ -63,7 +63,7 @@ def add_memory(commands: Any) -> None:
     delete.add_argument("--search", metavar="WORDS", help="all entries with these words")
 
     export = verb("export", _export, "write entries as a pack, or one entry as a plain LoRA")
-    export.add_argument("file", type=Path, help="a pack.zip, or a lora.safetensors for one entry")
+    export.add_argument("file", type=Path, help="NAME.ttompack, or NAME.safetensors for one entry")
     export.add_argument("ids", nargs="*", metavar="ID", help="default: all entries")
     export.add_argument("--search", metavar="WORDS", help="only entries with these words")
     export.add_argument("--licence", help="what others may do with the pack, for example CC0-1.0")

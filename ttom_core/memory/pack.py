@@ -31,7 +31,15 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 from ..errors import TTOMError
 from ..layout import Layout
 from .key import SceneKey
-from .store import LINEAGE, MAX_DIMENSIONS, MAX_VALUE_BYTES, MemoryEntry, MemoryStore, load_value
+from .store import (
+    LINEAGE,
+    MAX_DIMENSIONS,
+    MAX_VALUE_BYTES,
+    MemoryEntry,
+    MemoryStore,
+    check_entry,
+    load_value,
+)
 
 MANIFEST = "manifest.json"
 MAX_ENTRIES = 10_000
@@ -263,6 +271,7 @@ def read_pack(path: str | Path) -> Pack:
         with tempfile.TemporaryDirectory() as folder:
             stated: dict[str, tuple[Any, ...]] = {}
             for entry in entries:
+                _check_row(entry)
                 facts = (entry.value_bytes, entry.fingerprint, entry.rank, entry.alpha)
                 if entry.value not in stated:
                     stated[entry.value] = facts
@@ -429,6 +438,14 @@ def _check_names(manifest: _Manifest, names: Iterable[str]) -> None:
     if odd:
         name = min(odd)
         raise PackError(f"{name} is {'missing' if name in wanted else 'named by none of its entries'}")
+
+
+def _check_row(entry: MemoryEntry) -> None:
+    """One entry that cannot be read again would keep the whole memory from being listed."""
+    try:
+        check_entry(entry)
+    except TTOMError as error:
+        raise PackError(str(error)) from error
 
 
 def _check_value(archive: zipfile.ZipFile, entry: MemoryEntry, path: Path) -> None:

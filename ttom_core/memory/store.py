@@ -41,7 +41,8 @@ MAX_HEADER_BYTES = 4 << 20
 LARGEST_WEIGHT = 1e4  # a weight of an optimised adapter is near 0.01; this much is damage or malice
 UNDO_DEPTH = 16  # so many changes can be undone; the values that they replaced stay on disk until then
 LINEAGE = 64  # so many ancestors are remembered
-BUSY_SECONDS = 30.0
+BUSY_SECONDS = 30.0  # so long a change waits for another process, and the count of a use:
+BUSY_SECONDS_USE = 1.0
 
 _COLUMNS = {
     "id": "TEXT NOT NULL UNIQUE",
@@ -451,14 +452,6 @@ class MemoryStore:
         with self._reading():
             return int(self._execute("SELECT coalesce(sum(value_bytes), 0) FROM entries")[0][0])
 
-    @property
-    def revision(self) -> str:
-        """Another one after every change, also of another process; reading does not change it."""
-        with self._reading():
-            made = self._execute("SELECT seq FROM sqlite_sequence WHERE name = 'changes'")
-            last = self._execute("SELECT max(number) FROM changes")
-        return f"{made[0][0] if made else 0}-{last[0][0] or 0}"
-
     def fsck(self, repair: bool = False) -> Report:
         """Read everything and compare; `repair` deletes entries without a sound value, and orphans."""
         if repair and self.read_only:
@@ -534,7 +527,8 @@ class MemoryStore:
         return {number: self._execute(query, number)[0] for number in numbers}
 
     def _count_uses(self, numbers: list[int]) -> None:
-        # A use that is lost in a power cut harms nobody: without fsync this is a matter of microseconds.
+        # A use that is lost in a power cut harms nobody: without fsync this is a matter of microseconds,
+        # and nobody waits for a read because another process takes in a large pack.
         try:
             with self._writing(durable=False):
                 for number in numbers:
@@ -761,6 +755,8 @@ class MemoryStore:
             raise MemoryStoreError(f"The memory {self.folder} is open read-only; open it to write.")
         with self._lock, self._sentences():
             self._database.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            patience = BUSY_SECONDS if durable else BUSY_SECONDS_USE
+            self._database.execute(f"PRAGMA busy_timeout = {1000 * patience:.0f}")
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -833,6 +829,16 @@ def check_adapter(adapter: Adapter) -> None:
                     f"The adapter's weights for {name} reach {largest:g}; that is no result of an "
                     "optimisation, make it anew."
                 )
+
+
+def check_entry(entry: MemoryEntry) -> None:
+    """MemoryStoreError unless the entry would come back from its row as it is now."""
+    try:
+        back = _entry(_row(entry))
+    except ValueError as error:  # all of ours are
+        raise MemoryStoreError(f"Entry {entry.id} could not be read again: {error}") from error
+    if back != entry or not np.array_equal(back.embedding, entry.embedding):
+        raise MemoryStoreError(f"Entry {entry.id} would not come back as it is; make it anew.")
 
 
 def load_value(path: Path, entry: MemoryEntry) -> Adapter:
@@ -936,7 +942,7 @@ def _sync(path: Path) -> None:
 def _sentence(folder: Path, error: str) -> str:
     """What SQLite says, and what to do."""
     if "locked" in error or "busy" in error:
-        return f"The memory {folder} has been busy for {BUSY_SECONDS:g} s; try again."
+        return f"Another process keeps the memory {folder} busy; try again when it is done."
     if "full" in error or "I/O" in error:
         return f"The memory could not write to {folder} ({error}); free some space there."
     if "readonly" in error or "unable to open" in error:
