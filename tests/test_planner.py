@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import SIZE
+from conftest import STEPS as STEPS_OF_SAMPLING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +16,7 @@ from ttom_core.layout import Layout, frame_times
 from ttom_core.planner import PlanError, plan
 
 PROMPTS = Path(__file__).parent.parent / "demo" / "prompts"
+DEMO = json.loads((PROMPTS / "held_out.json").read_text())
 TIMES = frame_times(21)
 STEPS = {
     "left": (-1, 0),
@@ -643,8 +646,18 @@ LEXICON = (
     "moves move runs flying falls rises stays still bounces circles around zigzags grows shrinks turns "
     "blue follows approaches towards away from each other to the left right up and down above below "
     "beside between in front of on top behind with while then . , ? it they which of 4k barks slowly "
-    "corner at background from side back forth appears meet no one another 0 99999 é 気球 it's zig-zag"
+    "corner at background from side back forth appears meet no one another 0 99999 é 気球 it's zig-zag "
+    "jumps over onto throws pulls followed by past around that them row family pair half dozen lands"
 ).split()
+
+
+@pytest.mark.parametrize("category", sorted({row["category"] for row in DEMO}))
+def test_planned_layouts_run_through_generation(backbone, settings, category: str) -> None:
+    from ttom_core.generate import generate
+
+    prompt = next(row["prompt"] for row in DEMO if row["category"] == category)
+    clip = generate(backbone, prompt, plan(prompt), settings, steps=STEPS_OF_SAMPLING, **SIZE)
+    assert clip.frames.shape[0] == SIZE["num_frames"] and clip.trace is not None and clip.trace.rows
 
 
 def plan_or_refuse(prompt: str, seed: int = 0) -> None:

@@ -427,14 +427,17 @@ class Reader:
         motion, text = self.motion, word.text.lower()
         if motion and motion.kind == "bounce" and text in ("over", "above"):
             self._wait("leap", f"{motion.text} {word.text}")
-        elif motion and (
-            text == "onto"
-            if motion.kind == "bounce"
-            else (motion.kind, motion.step) == ("go", DOWN) and text in ("on", "onto", "on top of")
-        ):
+        elif motion and self._lands(motion, text):
             self._wait("approach", f"{motion.text} {word.text}", DOWN)
         else:
             self._wait("relation", word.text, word.value)
+
+    @staticmethod
+    def _lands(motion: _Motion, text: str) -> bool:
+        """ "falls on a table", "jumps onto a table": it comes down there, and did not stand there before."""
+        if motion.kind == "bounce":
+            return text == "onto"
+        return (motion.kind, motion.step) == ("go", DOWN) and text in ("on", "onto", "on top of")
 
     def on_passive(self, word: Word) -> None:
         self._wait(word.value, word.text)
