@@ -164,6 +164,7 @@ def inflate(vae: AutoencoderKLWan) -> None:
                 copies = module.out_channels // module.in_channels
                 identity = torch.eye(module.in_channels).repeat(copies, 1)
                 module.weight[:, :, -1] = identity[..., None, None]
+                assert module.bias is not None
                 torch.nn.init.zeros_(module.bias)
 
 

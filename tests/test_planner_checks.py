@@ -60,6 +60,7 @@ def faults(prompt: str, *objects: TrackedObject) -> str:
         "an apple between a pear and an orange",
         "a lamp on the left and a chair in the bottom right corner",
         "a bird appears and a cat disappears",
+        "a soap bubble expands and then bursts.",
         "a ball moves to the right, then up",
     ],
 )

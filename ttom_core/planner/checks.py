@@ -246,7 +246,8 @@ class _Reading:
         except PlanError:
             self.reader = Reader()  # more than the rules lay out: nothing is claimed
         self.world = world
-        self.leaving = any(VERBS.get(w, ("",))[0] in ("enter", "leave") for w in prompt.lower().split())
+        words = re.findall(r"\w+", prompt.lower())
+        self.leaving = any(VERBS.get(w, ("",))[0] in ("enter", "leave") for w in words)
         boxes = world.boxes(GRID)
         self.centres = boxes[..., :2] + boxes[..., 2:] / 2
         self.boxes = boxes
