@@ -416,6 +416,17 @@ def test_a_given_up_answer_is_hung_up_on(server: ChatServer, answer: Answer) -> 
     assert server.hung_up.wait(3)
 
 
+def test_a_runaway_answer_is_stopped(server: ChatServer) -> None:
+    def babbling(request: Request) -> None:
+        request.begin()
+        while True:
+            choice = {"index": 0, "delta": {"content": '{"a": "' + "b" * 5000}, "finish_reason": None}
+            request.event({"id": "1", "object": "chat.completion.chunk", "choices": [choice]})
+
+    assert "cut off" in refused(server, babbling, reasks=0)
+    assert server.hung_up.wait(3)
+
+
 def test_no_server_at_all() -> None:
     with pytest.raises(LLMError, match=r"127.0.0.1:9/v1 cannot be reached"):
         propose(PROMPT, settings=LLMSettings(model="toy", base_url="http://127.0.0.1:9/v1", retries=0))
