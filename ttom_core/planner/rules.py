@@ -256,7 +256,19 @@ class Reader:
             return
         if self.waiting:
             self._resolve(index)
-        elif self.stage:
+        else:
+            self._introduce(index, word)
+        if self.fronted and index != self.fronted[1]:
+            waiting, other = self.fronted
+            self.fronted = None
+            if waiting.step:
+                self.relations.append(Relation(index, other, waiting.step, waiting.text))
+        self.last = index
+        self.joint = ""
+
+    def _introduce(self, index: int, word: Word) -> None:
+        """Who a noun is that nothing waits for: whoever comes next, one more subject, or a verb's object."""
+        if self.stage:
             self._end_motion()
             self.actors[index].place, self.stage = self.stage.value, None
             self.subjects, self.told = [index], True
@@ -274,13 +286,6 @@ class Reader:
             self.subjects, self.told = [index], False
         else:
             self.subjects.append(index)
-        if self.fronted and index != self.fronted[1]:
-            waiting, other = self.fronted
-            self.fronted = None
-            if waiting.step:
-                self.relations.append(Relation(index, other, waiting.step, waiting.text))
-        self.last = index
-        self.joint = ""
 
     def _preposed(self, waiting: _Waiting, noun: Noun, word: Word) -> bool:
         """Read "towards a cat" and its like; whether the noun is an object of its own."""
