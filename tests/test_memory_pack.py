@@ -271,13 +271,20 @@ def with_value(content: bytes) -> Callable[[Path, Path], None]:
     return build
 
 
-def value(a: torch.Tensor | None = None, b: torch.Tensor | None = None, **more: torch.Tensor) -> bytes:
+def deep_list() -> Any:
+    nested: list[Any] = []
+    for _ in range(900):
+        nested = [nested]
+    return nested
+
+
+def value(a: torch.Tensor | None = None, b: torch.Tensor | None = None, **facts: Any) -> bytes:
     tensors = {
         f"transformer.{NAME}.lora_A.weight": torch.ones(2, 6) if a is None else a,
         f"transformer.{NAME}.lora_B.weight": torch.ones(6, 2) if b is None else b,
     }
-    facts = {"version": 1, "rank": 2, "alpha": 4.0, "fingerprint": "toy"}
-    return save(tensors | more, {"ttom": json.dumps(facts)})
+    facts = {"version": 1, "rank": 2, "alpha": 4.0, "fingerprint": "toy"} | facts
+    return save(tensors | facts.pop("more", {}), {"ttom": json.dumps(facts)})
 
 
 class Malicious:
@@ -388,8 +395,10 @@ HOSTILE: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "oversized header": (with_value(BIG_HEADER), "its header claims"),
     "long header": (with_value(LONG_HEADER), "its header claims"),
     "truncated value": (with_value(value()[:-5]), "is not an adapter"),
+    "numbers without sense": (with_value(value(rank=1e999)), "is not an adapter"),
+    "facts nested deep": (with_value(value(version=deep_list())), "is not an adapter"),
     "other tensors": (with_value(save({"x": torch.zeros(2)})), "is not an adapter"),
-    "more tensors": (with_value(value(x=torch.zeros(2))), "no part of an adapter"),
+    "more tensors": (with_value(value(more={"x": torch.zeros(2)})), "no part of an adapter"),
     "NaN": (with_value(value(a=torch.full((2, 6), float("nan")))), "weights for .* reach nan"),
     "infinite": (with_value(value(b=torch.full((6, 2), float("inf")))), "weights for .* reach inf"),
     "huge weights": (with_value(value(b=torch.full((6, 2), 1e20))), r"weights for .* reach 1e\+20"),

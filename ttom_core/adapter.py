@@ -69,7 +69,9 @@ class Adapter:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             version, rank, alpha = int(facts["version"]), int(facts["rank"]), float(facts["alpha"])
             fingerprint = str(facts["fingerprint"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (
+            OSError, SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError
+        ) as error:  # fmt: skip
             raise AdapterError(f"{path} is not an adapter saved by TTOM; choose another file.") from error
         if version != VERSION:
             raise AdapterError(f"{path} has adapter version {version}; this TTOM reads version {VERSION}.")

@@ -295,7 +295,7 @@ def plan_import(store: MemoryStore | None, path: str | Path, *, fingerprint: str
     backbones = store.fingerprints() if store else set()
     if fingerprint is not None:
         backbones = {fingerprint}
-    here = {entry.id: entry for entry in store.entries()} if store else {}
+    here = store.known(entry.id for entry in pack.entries) if store else {}
     return ImportPlan(pack, tuple(_row(entry, here.get(entry.id), backbones) for entry in pack.entries))
 
 

@@ -192,6 +192,7 @@ class MemoryStore:
     ) -> MemoryEntry:
         """Store an adapter under a scene; when this returns, it survives a crash.
 
+        The same adapter for the same scene and prompt is there once: its entry is returned as it is.
         `embedding` [d] is scaled to unit length and kept in 16 bits; `embedder` names what made it.
         """
         check_adapter(adapter)
@@ -216,8 +217,13 @@ class MemoryStore:
             parents=tuple(parents)[-LINEAGE:],
             note=note,
         )
-        with self._change("insert", [entry.id]):
+        with self._change("insert"):
             entry = self._with_value(entry, adapter)
+            twin = "SELECT id FROM entries WHERE value = ? AND bucket = ? AND prompt = ?"
+            bucket = _bucket(entry.fingerprint, embedder, key, len(entry.embedding))
+            if there := self._execute(twin, entry.value, bucket, prompt):
+                return self.get(there[0][0])
+            self._remember([entry.id])
             self._write_row(entry)
             self._make_room({entry.id})
         return entry
@@ -441,6 +447,11 @@ class MemoryStore:
             if not rows:
                 return
             last = rows[-1][0]
+
+    def known(self, ids: Iterable[str]) -> dict[str, MemoryEntry]:
+        """The entries of those ids that are here."""
+        rows = ((entry_id, self._row_of(entry_id)) for entry_id in ids)
+        return {entry_id: _entry(row) for entry_id, row in rows if row}
 
     def fingerprints(self) -> set[str]:
         """The backbones that the entries were made with."""
