@@ -325,6 +325,6 @@ def _openai() -> ModuleType:
         import openai
     except ImportError:
         raise LLMError(
-            "Planning with a language model needs openai; install it with: pip install 'ttom[llm]'."
+            "Planning with a language model needs openai; install it with: pip install openai."
         ) from None
     return openai
