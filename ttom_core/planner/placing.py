@@ -114,7 +114,7 @@ def _units(
         if bond.a in of or bond.b in of:
             continue
         pair = [bond.a] if bond.a == bond.b else [bond.a, bond.b]
-        axis = "xy" if bond.kind in ("orbit", "leap") or (bond.step and all(bond.step)) else "x"
+        axis = "xy" if bond.kind == "orbit" or (bond.step and all(bond.step)) else "x"
         if bond.step and not bond.step[0]:
             axis = "y"
         count = sum(actors[i].noun.count for i in pair)
@@ -478,11 +478,11 @@ def _orbit(first: list[int], second: list[int], region: Region, size: float) -> 
 
 
 def _leap(bond: Bond, region: Region, size: float) -> list[tuple[int, list[Point]]]:
-    """The first jumps over the second, which rests on the ground in the middle."""
+    """The first jumps over the second, high enough to clear it; they share the ground."""
     left, top, right, bottom = region
-    size = min(size, 0.2 * (right - left), 0.25 * (bottom - top))
-    x, ground = (left + right) / 2, bottom - size / 2 - EDGE
-    height = ground - top - size / 2 - EDGE
+    size = min(size, 0.24 * (right - left), 0.3 * (bottom - top))
+    height = 2.2 * size
+    x, ground = (left + right) / 2, (top + bottom + height) / 2
     reach = (right - left - size) / 2 - EDGE
     way = (bond.step or (1, 0))[0] or 1
     path = [
