@@ -11,7 +11,7 @@ from conftest import PROMPT, SIZE, STEPS
 from ttom_core.errors import TTOMError
 from ttom_core.generate import generate
 from ttom_core.memory.embedding import PipelineEmbedder
-from ttom_core.memory.recall import Memory, MemorySettings
+from ttom_core.memory.recall import Memory, MemorySettings, insert, recall
 from ttom_core.memory.store import MemoryStore
 from ttom_core.planner import plan
 from ttom_core.stream import generate_with_memory, stream
@@ -125,6 +125,13 @@ def test_entries_of_other_layers_are_left_out_and_named(backbone, settings, make
     )
     assert other.recall.hits == ()
     assert "other layers" in other.recall.skipped[0]
+
+
+def test_the_same_result_is_kept_once(make, memory) -> None:
+    made = make("learn")
+    known = recall(memory.store, made.recall.scene, made.generation.adapter.fingerprint, threshold=0)
+    again = insert(memory.store, made.recall.scene, made.generation.adapter)
+    assert (again.id, len(memory.store)) == (known.hits[0].entry.id, 1)
 
 
 def test_a_stream_goes_on_where_it_was_cut_off(backbone, settings, memory, tmp_path) -> None:

@@ -116,7 +116,7 @@ def recall(
 
 
 def insert(store: MemoryStore, scene: Scene, adapter: Adapter, **facts: Any) -> MemoryEntry:
-    """Keep an adapter as a new entry for a scene; `facts` as in `MemoryStore.insert`."""
+    """Keep an adapter as a new entry for a scene, once; `facts` as in `MemoryStore.insert`."""
     return store.insert(
         adapter,
         scene.key,
@@ -124,6 +124,7 @@ def insert(store: MemoryStore, scene: Scene, adapter: Adapter, **facts: Any) -> 
         embedder=scene.embedder,
         prompt=scene.prompt,
         layout=scene.layout,
+        once=True,
         **facts,
     )
 

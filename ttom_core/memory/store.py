@@ -189,10 +189,11 @@ class MemoryStore:
         parents: Sequence[str] = (),
         pinned: bool = False,
         note: str = "",
+        once: bool = False,
     ) -> MemoryEntry:
         """Store an adapter under a scene; when this returns, it survives a crash.
 
-        The same adapter for the same scene and prompt is there once: its entry is returned as it is.
+        once: where this adapter is there already for this scene and prompt, return that entry as it is.
         `embedding` [d] is scaled to unit length and kept in 16 bits; `embedder` names what made it.
         """
         check_adapter(adapter)
@@ -221,7 +222,7 @@ class MemoryStore:
             entry = self._with_value(entry, adapter)
             twin = "SELECT id FROM entries WHERE value = ? AND bucket = ? AND prompt = ?"
             bucket = _bucket(entry.fingerprint, embedder, key, len(entry.embedding))
-            if there := self._execute(twin, entry.value, bucket, prompt):
+            if once and (there := self._execute(twin, entry.value, bucket, prompt)):
                 return self.get(there[0][0])
             self._remember([entry.id])
             self._write_row(entry)
