@@ -19,7 +19,7 @@ from .memory import (
     MemoryRead,
     MemoryUpdate,
 )
-from .planning import LayoutPlanner, LayoutPreview
+from .planning import LanguageModel, LayoutPlanner, LayoutPreview
 from .sampling import LoadModel, TTOSampler
 
 
@@ -31,4 +31,5 @@ class TTOMExtension(ComfyExtension):
             *[MemoryOpen, MemoryRead, MemoryInsert, MemoryUpdate, MemoryDelete],
             *[MemoryBrowse, MemoryExport, MemoryImport],
         ]
-        return [LoadModel, LayoutPlanner, LayoutPreview, SoftMask, TTOSampler, *memory]
+        planning = [LanguageModel, LayoutPlanner, LayoutPreview]
+        return [LoadModel, *planning, SoftMask, TTOSampler, *memory]

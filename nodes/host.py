@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import folder_paths
-from comfy.model_management import get_torch_device
+from comfy.model_management import get_torch_device, throw_exception_if_processing_interrupted
 from comfy.utils import ProgressBar
 from comfy_execution.graph_utils import ExecutionBlocker
 
@@ -97,6 +97,22 @@ def output_file(prefix: str, suffix: str) -> Path:
 def device() -> str:
     """Where ComfyUI computes, its command line options considered."""
     return str(get_torch_device())
+
+
+def plans_folder() -> Path:
+    """Where a language model's plans are kept, so that the same inputs ask nobody twice."""
+    return Path(folder_paths.get_user_directory()) / "ttom_plans"
+
+
+def text_on(node_id: str | None) -> Callable[[str], None]:
+    """A callback that says below a node what is being done, and raises when the user presses cancel."""
+
+    def say(text: str) -> None:
+        throw_exception_if_processing_interrupted()
+        if node_id is not None:
+            _say(text, node_id)
+
+    return say
 
 
 def progress_on(node_id: str | None) -> Callable[[Progress], None]:

@@ -7,12 +7,78 @@ from comfy_api.latest import io, ui
 
 from ..ttom_core.layout import Layout
 from ..ttom_core.pictures import draw_layout
-from ..ttom_core.planner import plan
-from .types import LayoutSocket, to_frames, to_image
+from ..ttom_core.planner import LLMSettings, Progress, Proposal, check, propose
+from . import host
+from .types import LayoutSocket, LLMSocket, to_frames, to_image
+
+
+class LanguageModel(io.ComfyNode):
+    """`ttom_core.planner.LLMSettings`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TTOM_LanguageModel",
+            display_name="Language Model (TTOM)",
+            category="TTOM",
+            description="Which language model plans layouts: OpenAI's, or any compatible server's.",
+            inputs=[
+                io.String.Input("model", default="", tooltip="As the server calls it, such as qwen3:14b."),
+                io.String.Input(
+                    "base_url",
+                    default="http://localhost:11434/v1",
+                    tooltip="Ollama, vLLM, LM Studio, llama.cpp and others; empty for OpenAI.",
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=["staged", "one call"],
+                    default="staged",
+                    tooltip="A call for every stage suits small models, one for all is cheaper.",
+                ),
+                io.Boolean.Input(
+                    "enrich",
+                    default=False,
+                    tooltip="Let it write a fuller description first; the planner's prompt output is then "
+                    "that description.",
+                ),
+                io.Float.Input("temperature", default=0.0, min=0.0, max=2.0, step=0.1),
+                io.Float.Input("timeout", default=120.0, min=1.0, max=3600.0, tooltip="Seconds an answer."),
+                io.String.Input(
+                    "key_variable",
+                    default="",
+                    tooltip="The NAME of the environment variable that holds the key, never the key: this "
+                    "is saved with the workflow. Empty: OPENAI_API_KEY for OpenAI, none for others.",
+                ),
+            ],
+            outputs=[LLMSocket.Output("llm", display_name="llm")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: str,
+        base_url: str,
+        mode: str,
+        enrich: bool,
+        temperature: float,
+        timeout: float,
+        key_variable: str,
+    ) -> io.NodeOutput:
+        return io.NodeOutput(
+            LLMSettings.checked(
+                model=model.strip(),
+                base_url=base_url.strip() or None,
+                staged=mode == "staged",
+                enrich=enrich,
+                temperature=temperature,
+                timeout=timeout,
+                key_variable=key_variable.strip() or None,
+            )
+        )
 
 
 class LayoutPlanner(io.ComfyNode):
-    """`ttom_core.planner.plan`."""
+    """`ttom_core.planner.propose`."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -20,7 +86,10 @@ class LayoutPlanner(io.ComfyNode):
             node_id="TTOM_LayoutPlanner",
             display_name="Layout Planner (TTOM)",
             category="TTOM",
-            description="Reads a plain English prompt and plans where each object is, and when.",
+            description=(
+                "Plans where each object of a prompt is, and when: by rules for plain English, or by a "
+                "language model."
+            ),
             inputs=[
                 io.String.Input(
                     "prompt",
@@ -36,6 +105,21 @@ class LayoutPlanner(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="Where the prompt leaves a choice, another seed chooses differently.",
                 ),
+                LLMSocket.Input("llm", optional=True, tooltip="Left open, the rules plan."),
+                io.Boolean.Input(
+                    "fallback",
+                    default=False,
+                    optional=True,
+                    tooltip="When the language model fails, let the rules plan and say so in the notes.",
+                ),
+                io.String.Input(
+                    "pinned",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    tooltip="A layout as JSON, as layout_json puts it out: used, and checked, instead of "
+                    "planning. Edit it as you like.",
+                ),
             ],
             outputs=[
                 LayoutSocket.Output("layout", display_name="layout"),
@@ -45,20 +129,48 @@ class LayoutPlanner(io.ComfyNode):
                 io.String.Output(
                     "notes",
                     display_name="notes",
-                    tooltip="The objects found, and what was not understood.",
+                    tooltip="Who planned, the objects found, and what is wrong or was not understood.",
                 ),
+                io.String.Output("layout_json", display_name="layout_json", tooltip="To pin and edit."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, prompt: str, seed: int) -> io.NodeOutput:
-        layout = plan(prompt, seed=seed)
-        return io.NodeOutput(layout, prompt, _notes(layout))
+    def execute(
+        cls,
+        prompt: str,
+        seed: int,
+        llm: LLMSettings | None = None,
+        fallback: bool = False,
+        pinned: str = "",
+    ) -> io.NodeOutput:
+        if pinned.strip():
+            layout = Layout.from_json(pinned)
+            proposal = Proposal(layout=layout, faults=tuple(check(layout, prompt)))
+        else:
+            say = host.text_on(cls.hidden.unique_id)
+
+            def show(progress: Progress) -> None:
+                again = f", asked again {progress.ask}×" if progress.ask else ""
+                say(f"{progress.stage}: {progress.characters} characters{again}")
+
+            folder = host.plans_folder()
+            proposal = propose(prompt, seed, llm, folder=folder, fallback=fallback, on_progress=show)
+        layout = proposal.layout
+        return io.NodeOutput(layout, layout.prompt or prompt, _notes(proposal), layout.to_json())
 
 
-def _notes(layout: Layout) -> str:
+def _notes(proposal: Proposal) -> str:
+    layout, usage = proposal.layout, proposal.usage
     found = ", ".join(thing.name for thing in layout.objects)
-    return "\n".join([f"Planned: {found}.", *layout.unresolved])
+    lines = [f"Planned by {layout.planner}: {found}."]
+    if proposal.cached:
+        lines.append("Remembered from an earlier plan; nobody was asked.")
+    elif usage.requests:
+        cost = "" if usage.cost is None else f", {usage.cost:.4f} USD"
+        lines.append(f"{usage.requests} requests, {usage.input_tokens} + {usage.output_tokens} tokens{cost}.")
+    return "\n".join(dict.fromkeys([*lines, *layout.unresolved, *proposal.repaired, *proposal.faults]))
 
 
 class LayoutPreview(io.ComfyNode):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..ttom_core.optimize import Trace, TTOSettings
 
 BackboneSocket = io.Custom("TTOM_BACKBONE")
+LLMSocket = io.Custom("TTOM_LLM")
 LayoutSocket = io.Custom("TTOM_LAYOUT")
 MasksSocket = io.Custom("TTOM_MASKS")
 MemorySocket = io.Custom("TTOM_MEMORY")

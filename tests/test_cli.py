@@ -87,10 +87,10 @@ def test_mistakes_get_one_sentence(arguments, words, capsys):
 
 
 def test_ctrl_c_ends_quietly(monkeypatch, capsys):
-    def interrupted(*arguments):
+    def interrupted(*arguments, **more):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ttom_core.planner.plan", interrupted)
+    monkeypatch.setattr("ttom_core.planner.propose", interrupted)
     assert main(["plan", PROMPT]) == 130
     assert "interrupted" in capsys.readouterr().err
 

@@ -73,9 +73,9 @@ def test_the_rules_stand_in_where_asked(server: ChatServer, capsys: pytest.Captu
     [
         (["plan"], "empty"),
         (["plan", PROMPT, "--base-url", "http://localhost/v1"], "add --llm MODEL"),
-        (["plan", PROMPT, "--llm", "toy", "--base-url", "localhost"], "--base-url: give an http"),
-        (["plan", PROMPT, "--llm", "toy", "--temperature", "3"], "--temperature: "),
-        (["plan", PROMPT, "--llm", "toy", "--timeout", "0"], "--timeout: "),
+        (["plan", PROMPT, "--llm", "toy", "--base-url", "localhost"], "base-url: give an http"),
+        (["plan", PROMPT, "--llm", "toy", "--temperature", "3"], "temperature: "),
+        (["plan", PROMPT, "--llm", "toy", "--timeout", "0"], "timeout: "),
         (["plan", PROMPT, "--llm", "toy"], "no key in OPENAI_API_KEY"),
         (["plan", "--check", "nowhere.json"], "cannot be read"),
     ],

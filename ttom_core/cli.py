@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--out", type=Path, default=Path("outputs/generate"))
     generate.add_argument("--no-base", action="store_true", help="skip the plain video to compare with")
     _clip(generate)
+    _language_model(generate)
     _sampling(generate)
     _remembering(generate, "off")
     generate.set_defaults(run=_generate)
@@ -277,27 +278,20 @@ def _propose(options: argparse.Namespace) -> tuple[Layout, list[str]]:
 
 
 def _llm_settings(options: argparse.Namespace) -> LLMSettings:
-    from pydantic import ValidationError
-
     from .planner import LLMSettings
 
     prices = options.prices or (None, None)
-    try:
-        return LLMSettings(
-            model=options.llm,
-            base_url=options.base_url,
-            key_variable=options.key_variable,
-            staged=options.mode == "staged",
-            enrich=options.enrich,
-            temperature=options.temperature,
-            timeout=options.timeout,
-            input_price=prices[0],
-            output_price=prices[1],
-        )
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = str(first["loc"][0]).replace("_", "-")
-        raise TTOMError(f"--{name}: {first['msg'].removeprefix('Value error, ')}.") from None
+    return LLMSettings.checked(
+        model=options.llm,
+        base_url=options.base_url,
+        key_variable=options.key_variable,
+        staged=options.mode == "staged",
+        enrich=options.enrich,
+        temperature=options.temperature,
+        timeout=options.timeout,
+        input_price=prices[0],
+        output_price=prices[1],
+    )
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -306,12 +300,13 @@ def _generate(options: argparse.Namespace) -> None:
     from .backbones import load
     from .generate import Progress, generate
     from .layout import Layout
-    from .planner import plan
     from .stream import generate_with_memory
 
     _quiet()
     settings = _settings(options)
-    layout = Layout.load(options.layout) if options.layout else plan(options.prompt)
+    layout = Layout.load(options.layout) if options.layout else _propose(options)[0]
+    # A description that a language model wrote is what both videos are made from.
+    prompt = (layout.prompt if options.llm else "") or options.prompt
     _tell(layout)
     backbone = load(options.model)
 
@@ -326,7 +321,7 @@ def _generate(options: argparse.Namespace) -> None:
 
             return make(
                 backbone,
-                options.prompt,
+                prompt,
                 *of,
                 seed=options.seed,
                 on_progress=advance,

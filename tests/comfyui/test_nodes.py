@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chat_server import chat_server
 from PIL import Image
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(900)]
@@ -24,7 +25,14 @@ Graph = dict[str, Any]
 # Ids, names of inputs and the order of outputs stand in saved workflows: this table only grows.
 SOCKETS = {
     "TTOM_LoadModel": (["model"], ["TTOM_BACKBONE"]),
-    "TTOM_LayoutPlanner": (["prompt", "seed"], ["TTOM_LAYOUT", "STRING", "STRING"]),
+    "TTOM_LanguageModel": (
+        ["model", "base_url", "mode", "enrich", "temperature", "timeout", "key_variable"],
+        ["TTOM_LLM"],
+    ),
+    "TTOM_LayoutPlanner": (
+        ["prompt", "seed", "llm", "fallback", "pinned"],
+        ["TTOM_LAYOUT", "STRING", "STRING", "STRING"],
+    ),
     "TTOM_LayoutPreview": (
         ["layout", "num_frames", "width", "height", "fps", "images"],
         ["IMAGE"],
@@ -309,6 +317,48 @@ def test_what_was_recalled_can_be_used_as_it_is(comfyui: Any) -> None:
     assert all("optimising" not in words for words in run.texts)
     base = comfyui.run(base_graph())
     assert (pictures(comfyui, run, "save") != pictures(comfyui, base, "save")).any()
+
+
+def planning_graph(url: str, **changes: Any) -> Graph:
+    """A layout by a language model, its notes and its JSON shown."""
+    llm = {
+        "model": "toy", "base_url": url, "mode": "one call", "enrich": False, "temperature": 0.0,
+        "timeout": 20.0, "key_variable": "",
+    }  # fmt: skip
+    return {
+        "llm": node("TTOM_LanguageModel", **(llm | changes)),
+        "plan": node("TTOM_LayoutPlanner", prompt=PROMPT, seed=0, llm=["llm", 0], fallback=False),
+        "notes": node("PreviewAny", source=["plan", 2]),
+        "json": node("PreviewAny", source=["plan", 3]),
+    }
+
+
+def test_a_language_model_plans_and_a_layout_is_pinned(comfyui: Any) -> None:
+    with chat_server() as server:
+        run = comfyui.run(planning_graph(server.url))
+        assert run.end == "success", run.error
+        assert "Planned by llm toy" in text(run, "notes")
+        layout = json.loads(text(run, "json"))
+        assert {thing["name"] for thing in layout["objects"]} >= {"circle", "square"} or layout["objects"]
+        assert len(server.requests) == 1
+    # The server is gone: the plan is remembered, and a pinned layout needs nobody.
+    assert comfyui.run(planning_graph(server.url, timeout=21.0)).end == "success"
+    graph = planning_graph(server.url)
+    graph["plan"] = node("TTOM_LayoutPlanner", prompt=PROMPT, seed=0, pinned=json.dumps(layout))
+    graph.pop("llm")
+    assert json.loads(text(comfyui.run(graph), "json")) == layout
+
+    graph = planning_graph(server.url, temperature=1.0)
+    assert comfyui.run(graph).end == "error"
+    graph["plan"]["inputs"]["fallback"] = True
+    assert "The rules planned this, because" in text(comfyui.run(graph), "notes")
+
+
+def test_a_key_in_the_place_of_its_name_is_refused_and_not_repeated(comfyui: Any) -> None:
+    run = comfyui.run(planning_graph("http://localhost:1/v1", key_variable="sk-secret"))
+    assert run.end == "error"
+    assert "not the key itself" in run.error
+    assert "sk-secret" not in run.error
 
 
 def test_a_memory_is_a_name_and_no_path(comfyui: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..errors import TTOMError
 
@@ -61,6 +62,24 @@ class LLMSettings(BaseModel):
     @classmethod
     def _plain(cls, url: str | None) -> str | None:
         return None if url is None else _address(url)
+
+    @field_validator("key_variable")
+    @classmethod
+    def _name(cls, variable: str | None) -> str | None:
+        if variable is not None and not re.fullmatch("[A-Z_][A-Z0-9_]{0,63}", variable):
+            # Not repeated: it may be the key itself, and messages end up in logs.
+            raise ValueError("give the name of an environment variable in capitals, not the key itself")
+        return variable
+
+    @classmethod
+    def checked(cls, **values: Any) -> LLMSettings:
+        """The settings of these values; LLMError with a sentence for the first that is wrong."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = str(first["loc"][0]).replace("_", "-")
+            raise LLMError(f"{name}: {first['msg'].removeprefix('Value error, ')}.") from None
 
     @property
     def server(self) -> str:
