@@ -54,7 +54,11 @@ evaluate: $(VENV)/core.stamp
 	$(BIN)/python benchmarks/readme.py
 
 bench: $(VENV)/core.stamp
+	$(BIN)/python benchmarks/single_object.py
 	$(BIN)/python benchmarks/tto_cost.py
+	$(BIN)/python benchmarks/planning/run.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/memory_quality.py
 	$(BIN)/python benchmarks/readme.py
 
 figures: $(VENV)/core.stamp

@@ -44,6 +44,36 @@ def plain_table(figures: Figures) -> str:
     return "\n".join(lines)
 
 
+def grouped_table(columns: dict[str, str], first: str, figures: Figures, ending: bool) -> str:
+    """One row a group: figures are named COLUMN_GROUP, or GROUP_COLUMN where columns are the `ending`."""
+    rows: dict[str, dict[str, str]] = {}
+    for name, figure in figures.items():
+        for column in columns:
+            mark = f"_{column}" if ending else f"{column}_"
+            if not (name.endswith(mark) if ending else name.startswith(mark)):
+                continue
+            group = name.removesuffix(mark) if ending else name.removeprefix(mark)
+            cell = f"{figure['value']:.2f} ({figure['low']:.2f}–{figure['high']:.2f})"
+            rows.setdefault(group, {"n": str(figure["n"])})[column] = cell
+    lines = [f"| {first} | n | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 2) + "|"]
+    for group, cells in rows.items():
+        texts = [group.replace("_", " "), *(cells.get(column, "") for column in ("n", *columns))]
+        lines.append("| " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def planning_table(figures: Figures) -> str:
+    """One row a category of prompts."""
+    columns = {"score": "expectations met", "obeyed": "prompts obeyed", "silent": "missed and not said"}
+    return grouped_table(columns, "prompts", figures, ending=False)
+
+
+def memory_table(figures: Figures) -> str:
+    """One row a way of using the memory."""
+    columns = {"composition": "composition", "presence": "presence", "seconds": "seconds a clip"}
+    return grouped_table(columns, "method", figures, ending=True)
+
+
 def presets_table() -> str:
     """One row a setting, one column a preset."""
     from ttom_core.optimize import PRESETS, TTOSettings
@@ -59,7 +89,11 @@ def presets_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-TABLES: dict[str, Callable[[Figures], str]] = {"evaluate": evaluation_table}
+TABLES: dict[str, Callable[[Figures], str]] = {
+    "evaluate": evaluation_table,
+    "planning": planning_table,
+    "memory_quality": memory_table,
+}
 
 
 def _number(value: float) -> str:

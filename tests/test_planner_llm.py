@@ -603,3 +603,9 @@ def test_a_local_server_is_asked_to_unload(server: ChatServer) -> None:
     server.script[:] = [failing(404)]
     with pytest.raises(LLMError, match="did not unload 'toy'"):
         unload(settings(server))
+
+
+def test_a_key_in_the_place_of_its_name_is_refused_and_not_repeated() -> None:
+    with pytest.raises(LLMError, match="not the key itself") as error:
+        LLMSettings.checked(model="toy", key_variable="sk-secret-0123")
+    assert "secret" not in str(error.value)
