@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import random
 import re
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -27,14 +25,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from demo.memories import backbone_of, fill, in_processes
 from ttom_core.adapter import Adapter
-from ttom_core.backbones import load
 from ttom_core.evaluation.evaluate import bootstrap, load_prompts
 from ttom_core.evaluation.results import write_result
 from ttom_core.evaluation.scores import score
 from ttom_core.fusion import fuse
 from ttom_core.memory.embedding import PipelineEmbedder
-from ttom_core.memory.recall import Memory, Scene, insert, recall, scene_of
+from ttom_core.memory.recall import Scene, insert, recall, scene_of
 from ttom_core.memory.store import MemoryStore
 from ttom_core.optimize import PRESETS
 from ttom_core.planner import plan
@@ -90,54 +88,25 @@ def mirrored(prompt: str) -> str | None:
 
 
 @cache
-def _memory(folder: str, model: str, read_only: bool = True) -> Memory:
-    return Memory(MemoryStore(folder, read_only=read_only), PipelineEmbedder(_backbone(model).pipeline))
-
-
-@cache
-def _backbone(model: str) -> Any:
-    import torch
-
-    torch.set_num_threads(1)
-    return load(model)
-
-
-def remember(job: tuple[str, int, str, str]) -> str:
-    """Optimise one prompt from scratch and insert what was found; its first and last loss."""
-    from ttom_core.generate import generate
-
-    prompt, seed, folder, model = job
-    backbone, memory = _backbone(model), _memory(folder, model, False)
-    settings, layout = PRESETS["demo"], plan(prompt)
-    made = generate(backbone, prompt, layout, settings, seed=seed)
-    assert made.adapter is not None and made.trace is not None
-    insert(
-        memory.store,
-        scene_of(prompt, layout, memory.embedder),
-        made.adapter,
-        settings=settings.model_dump(mode="json"),
-        lora_seed=settings.lora_seed,
-        loss_first=made.trace.first_loss,
-        loss_last=made.trace.last_loss,
-    )
-    return prompt
+def _store(folder: str) -> MemoryStore:
+    return MemoryStore(folder, read_only=True)
 
 
 def _start(variant: Variant, prompt: str, seed: int, stores: str, model: str) -> tuple[Adapter | None, int]:
     """The adapter that a variant starts from, and of how many entries it is."""
     if not variant.memory:
         return None, 0
-    backbone, memory = _backbone(model), _memory(f"{stores}/{variant.memory}", model)
+    backbone, store = backbone_of(model), _store(f"{stores}/{variant.memory}")
     rank = PRESETS["demo"].rank
     if variant.source == "random":
-        entries = list(memory.store.entries())
+        entries = list(store.entries())
         chosen = random.Random(seed).sample(entries, variant.top_k)
-        return fuse([memory.store.load(e) for e in chosen], rank=rank), len(chosen)
+        return fuse([store.load(e) for e in chosen], rank=rank), len(chosen)
     text = prompt if variant.source == "own" else mirrored(prompt)
     if text is None:
         return None, 0
-    scene = scene_of(text, plan(text), memory.embedder)
-    known = recall(memory.store, scene, backbone.fingerprint, top_k=variant.top_k, rank=rank)
+    scene = scene_of(text, plan(text), PipelineEmbedder(backbone.pipeline))
+    known = recall(store, scene, backbone.fingerprint, top_k=variant.top_k, rank=rank)
     return known.adapter, len(known.hits)
 
 
@@ -146,7 +115,7 @@ def make(job: tuple[str, dict[str, Any], int, str, str]) -> dict[str, Any]:
     from ttom_core.generate import generate
 
     name, spec, seed, stores, model = job
-    variant, prompt, backbone = VARIANTS[name], spec["prompt"], _backbone(model)
+    variant, prompt, backbone = VARIANTS[name], spec["prompt"], backbone_of(model)
     adapter, entries = _start(variant, prompt, seed, stores, model)
     settings = PRESETS["demo"].model_copy(update={"iterations": variant.iterations})
     if variant.until is not None:
@@ -171,15 +140,9 @@ def make(job: tuple[str, dict[str, Any], int, str, str]) -> dict[str, Any]:
 
 
 def build(folder: Path, model: str, workers: int) -> None:
-    """The memories of every size, the largest optimised and the others copied from it."""
-    prompts = [row["prompt"] for row in load_prompts(PROMPTS / "memory.json")]
+    """The memories of every size: the largest is optimised, the others are copied from it."""
     full = folder / str(SIZES[-1])
-    with MemoryStore(full) as store:
-        there = {entry.prompt for entry in store.entries()}
-    # Noise of its own for every entry, and none that a held-out prompt is made with.
-    jobs = [(p, 100_000 + i, str(full), model) for i, p in enumerate(prompts[: SIZES[-1]]) if p not in there]
-    for _ in tqdm(_pool(remember, jobs, workers), total=len(jobs), desc="build the memory"):
-        pass
+    prompts = fill(full, model, workers)
     with MemoryStore(full, read_only=True) as store:
         entries = {entry.prompt: entry for entry in store.entries()}
         for size in SIZES[:-1]:
@@ -188,12 +151,6 @@ def build(folder: Path, model: str, workers: int) -> None:
                 for entry in (entries[p] for p in prompts[:size] if p not in known):
                     scene = Scene(entry.prompt, entry.layout, entry.key, entry.embedding, entry.embedder)
                     insert(smaller, scene, store.load(entry))
-
-
-def _pool(function: Any, jobs: list, workers: int) -> Any:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context) as pool:
-        yield from pool.map(function, jobs)
 
 
 def figures(rows: list[dict[str, Any]], names: list[str]) -> dict[str, dict[str, Any]]:
@@ -249,13 +206,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     options = parser.parse_args()
 
-    stores = options.out / "stores" / _backbone(options.model).fingerprint.replace("/", "_")[-40:]
+    stores = options.out / "stores" / backbone_of(options.model).fingerprint.replace("/", "_")[-40:]
     build(stores, options.model, options.workers)
     prompts = load_prompts(PROMPTS / "held_out.json", options.limit)
     settings = PRESETS["demo"].model_dump(mode="json")
     path = options.out / "rows.jsonl"
     done: dict[tuple[str, str], dict[str, Any]] = {}
-    made_with = {"model": _backbone(options.model).fingerprint, "settings": settings}
+    made_with = {"model": backbone_of(options.model).fingerprint, "settings": settings}
     for line in path.read_text().splitlines() if path.exists() else []:
         row = json.loads(line)
         if row["made_with"] == made_with and row["how"] == asdict(VARIANTS[row["variant"]]):
@@ -267,7 +224,7 @@ def main() -> None:
         if (name, spec["prompt"]) not in done
     ]
     with path.open("a") as file:
-        for row in tqdm(_pool(make, jobs, options.workers), total=len(jobs), desc="held-out clips"):
+        for row in tqdm(in_processes(make, jobs, options.workers), total=len(jobs), desc="held-out clips"):
             how = asdict(VARIANTS[row["variant"]])
             file.write(json.dumps(row | {"made_with": made_with, "how": how}) + "\n")
             file.flush()
