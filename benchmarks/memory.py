@@ -67,10 +67,12 @@ def crash(folder: Path, kills: int, seed: int) -> Crash:
         for number in range(kills):
             writer, said = _fork(lambda pipe, number=number: _write_on(folder, pipe, seed + number))
             said.readline()  # it is open
-            time.sleep(chance.uniform(0, 0.06))
+            # Some inserts and then some time later: on a busy machine no time alone is right.
+            heard = [said.readline() for _ in range(chance.randrange(4))]
+            time.sleep(chance.uniform(0, 0.03))
             os.kill(writer, signal.SIGKILL)
             os.waitpid(writer, 0)
-            for line in said:
+            for line in (*heard, *said):
                 if line.endswith("\n"):  # the last one may be half a line
                     entry_id, value = line.split()
                     acknowledged[entry_id] = value
