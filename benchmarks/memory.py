@@ -314,6 +314,24 @@ def cases(sizes: list[int]) -> Iterator[tuple[str, int, bool]]:
             yield f"{name}_one_bucket", size, True
 
 
+# Sizes --------------------------------------------------------------------------------------------
+
+
+def entry_sizes(rank: int = 32) -> dict[str, float]:
+    """MB of an entry for two real models, beside the LoRA on all blocks; arithmetic, nothing is loaded.
+
+    A gradient reaches q, k, v and o in the blocks before the deepest loss layer, and q and k there. For
+    Wan2.1-14B that is layer 3, as its authors have it; for CogVideoX-5B, whose layers the paper does not
+    name, layer 20 stands for one half way down.
+    """
+    sizes = {}
+    for name, width, blocks, deepest in (("wan2.1_14b", 5120, 40, 3), ("cogvideox_5b", 3072, 42, 20)):
+        linear = rank * 2 * width * 4 / 1e6  # A and B in fp32
+        sizes[f"entry_mb_{name}"] = (4 * deepest + 2) * linear
+        sizes[f"all_blocks_mb_{name}"] = 4 * blocks * linear
+    return sizes
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -340,6 +358,8 @@ def main() -> None:
         figures["kills"] = figure([outcome.kills], "writers killed by SIGKILL")
         figures["acknowledged"] = figure([outcome.acknowledged], "inserts")
         figures["acknowledged_lost"] = figure([outcome.lost], "inserts")
+        for name, size in entry_sizes().items():
+            figures[name] = figure([size], "MB at rank 32 in fp32, computed")
         sentences = Sentences(options.seed)
         for name, size, one_bucket in tqdm(list(cases(options.sizes)), desc="sizes"):
             folder = Path(place) / name

@@ -1,7 +1,5 @@
 """`ttom memory`: look into a memory, tidy it, give entries away, take a pack in."""
 
-# ruff: noqa: T201
-
 from __future__ import annotations
 
 import argparse
