@@ -26,7 +26,7 @@ it was trained with exactly that much padding.
 ## Training
 
 `{command}`, seed {seed}, torch {torch} on {machine}.
-
+{note}
 | stage | samples seen | iterations | wall time |
 |---|---|---|---|
 {stages}
