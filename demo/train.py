@@ -16,6 +16,7 @@ import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -272,12 +273,13 @@ def train_denoiser(
             wide.append(parameter)
         else:
             (hidden if "blocks" in name and parameter.ndim == 2 else rest).append(parameter)
+    # A step moves an output by lr × inputs: with 4096 of them at the rate of the others' 128, all words
+    # look the same within a few hundred iterations.
+    groups: list[dict[str, Any]] = [{"params": rest}, {"params": wide, "lr": 2e-3 * 128 / 4096}]
     optimisers = [
         Muon(hidden, lr=2e-3),
-        # A step moves an output by lr × inputs: 4096 of them at the rate of the others' 128 and, within a
-        # few hundred iterations, all words look the same.
         torch.optim.AdamW(
-            [{"params": rest}, {"params": wide, "lr": 2e-3 * 128 / 4096}],
+            groups,
             lr=2e-3,
             betas=(0.9, 0.98),
             weight_decay=0.0,
