@@ -54,7 +54,9 @@ def grouped_table(columns: dict[str, str], first: str, figures: Figures, ending:
                 continue
             group = name.removesuffix(mark) if ending else name.removeprefix(mark)
             cell = f"{figure['value']:.2f} ({figure['low']:.2f}–{figure['high']:.2f})"
-            rows.setdefault(group, {"n": str(figure["n"])})[column] = cell
+            rows.setdefault(group, {})[column] = cell
+            if column == next(iter(columns)):
+                rows[group]["n"] = str(figure["n"])
     lines = [f"| {first} | n | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 2) + "|"]
     for group, cells in rows.items():
         texts = [group.replace("_", " "), *(cells.get(column, "") for column in ("n", *columns))]
@@ -74,6 +76,20 @@ def memory_table(figures: Figures) -> str:
     return grouped_table(columns, "method", figures, ending=True)
 
 
+def store_table(figures: Figures) -> str:
+    """What does not depend on the size, then one row a size of the store."""
+    columns = {
+        "read_ms": "read top 5, ms",
+        "insert_ms": "insert, ms",
+        "open_and_first_read_s": "open and first read, s",
+        "recall": "share of the 5 nearest found",
+    }
+    rest = {name: f for name, f in figures.items() if not re.search(r"_\d+[kM](_one_bucket)?$", name)}
+    sizes = {name: f for name, f in figures.items() if name not in rest}
+    grouped = grouped_table(columns, "entries", sizes, ending=False)
+    return f"{plain_table(rest)}\n\n{grouped}"
+
+
 def presets_table() -> str:
     """One row a setting, one column a preset."""
     from ttom_core.optimize import PRESETS, TTOSettings
@@ -91,6 +107,7 @@ def presets_table() -> str:
 
 TABLES: dict[str, Callable[[Figures], str]] = {
     "evaluate": evaluation_table,
+    "memory": store_table,
     "planning": planning_table,
     "memory_quality": memory_table,
 }
