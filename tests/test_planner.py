@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import SIZE
 from conftest import STEPS as STEPS_OF_SAMPLING
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ttom_core.layout import Layout, frame_times
@@ -680,5 +680,6 @@ def test_no_jumble_of_words_breaks_it(prompt: str, seed: int) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=80))
+@example("2%S")
 def test_no_text_breaks_it(prompt: str) -> None:
     plan_or_refuse(prompt)

@@ -497,6 +497,6 @@ def _singular(phrase: str) -> str:
         word = word[:-3] + "y"
     elif low.endswith(("shes", "ches", "xes", "sses", "zes", "oes")):
         word = word[:-2]
-    elif plural_looking(low):
+    elif plural_looking(low) and len(low) > 1:
         word = word[:-1]
     return f"{stem} {word}".strip() + of + rest
