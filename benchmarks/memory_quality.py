@@ -22,12 +22,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from demo.memories import backbone_of, fill, in_processes
 from ttom_core.adapter import Adapter
-from ttom_core.evaluation.evaluate import bootstrap, load_prompts
+from ttom_core.evaluation.evaluate import estimate, load_prompts, quartiles
 from ttom_core.evaluation.results import write_result
 from ttom_core.evaluation.scores import score
 from ttom_core.fusion import fuse
@@ -169,32 +168,17 @@ def figures(rows: list[dict[str, Any]], names: list[str]) -> dict[str, dict[str,
         if not members:
             continue
         for quantity in ("composition", "presence"):
-            value, low, high = bootstrap(np.array([row[quantity] for row in members]))
-            table[f"{name}_{quantity}"] = _figure(value, low, high, len(members), "score 0-1")
-        seconds = np.array([row["seconds"] for row in members])
-        low, value, high = np.quantile(seconds, (0.25, 0.5, 0.75))
-        unit = "s a clip, one thread, median and quartiles"
-        table[f"{name}_seconds"] = _figure(value, low, high, len(members), unit)
+            table[f"{name}_{quantity}"] = estimate([row[quantity] for row in members], "score 0-1")
+        seconds = [row["seconds"] for row in members]
+        table[f"{name}_seconds"] = quartiles(seconds, "s a clip, one thread, median and quartiles")
     for first, second in (("memory_tto", "tto"), ("memory_tto_4", "tto"), ("memory_only", "base")):
         if by_name.get(first) and by_name.get(second):
             alone = {row["prompt"]: row["composition"] for row in by_name[second]}
-            gains = np.array([row["composition"] - alone[row["prompt"]] for row in by_name[first]])
-            value, low, high = bootstrap(gains)
-            table[f"{first}_over_{second}"] = _figure(value, low, high, len(gains), "paired difference")
-    used = [row["entries"] > 0 for row in by_name.get("memory_tto", [])]
-    if used:
-        table["prompts_with_a_hit"] = _figure(*bootstrap(np.array(used, float)), len(used), "share")
+            gains = [row["composition"] - alone[row["prompt"]] for row in by_name[first]]
+            table[f"{first}_over_{second}"] = estimate(gains, "paired difference")
+    if used := [row["entries"] > 0 for row in by_name.get("memory_tto", [])]:
+        table["prompts_with_a_hit"] = estimate(used, "share")
     return table
-
-
-def _figure(value: float, low: float, high: float, n: int, unit: str) -> dict[str, Any]:
-    return {
-        "value": round(float(value), 4),
-        "low": round(float(low), 4),
-        "high": round(float(high), 4),
-        "n": n,
-        "unit": unit,
-    }
 
 
 def main() -> None:

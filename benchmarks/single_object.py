@@ -15,11 +15,9 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 
-import numpy as np
-
 from ttom_core.backbones import load
 from ttom_core.evaluation.blobs import PALETTE, SHAPES
-from ttom_core.evaluation.evaluate import bootstrap
+from ttom_core.evaluation.evaluate import estimate
 from ttom_core.evaluation.results import write_result
 from ttom_core.evaluation.scores import score
 
@@ -55,15 +53,9 @@ def main() -> None:
         for name, text in (("still", ""), ("moving", " moves to the right")):
             nouns = list(itertools.product(PALETTE, SHAPES)) * options.seeds
             jobs = [(colour, shape, text, seed) for seed, (colour, shape) in enumerate(nouns)]
-            good = np.array(list(pool.map(partial(shown, model=options.model), jobs, chunksize=4)))
-            value, low, high = (round(x, 4) for x in bootstrap(good))
-            figures[name] = {
-                "value": value,
-                "low": low,
-                "high": high,
-                "n": len(good),
-                "unit": "share of clips",
-            }
+            good = list(pool.map(partial(shown, model=options.model), jobs, chunksize=4))
+            figures[name] = estimate(good, "share of clips")
+            value, low, high = (figures[name][key] for key in ("value", "low", "high"))
             print(f"{name}: {value:.3f} ({low:.3f}–{high:.3f}) of {len(good)} clips")
     command = f"python benchmarks/single_object.py --seeds {options.seeds}"
     write_result(RESULT, command, 0, figures)

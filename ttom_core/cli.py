@@ -364,7 +364,8 @@ def _write(
         before = heatmap(composed.frames, befores[phrase])
         after = heatmap(composed.frames, afters[phrase])
         strip({"before": before, "after": after}).save(out / f"{name}.png")
-    loss_curve(trace.rows, out / "loss.png")
+    if trace.rows:
+        loss_curve(trace.rows, out / "loss.png")
     if composed.adapter is not None:
         composed.adapter.save(out / "adapter.safetensors")
     record = {

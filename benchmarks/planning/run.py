@@ -18,11 +18,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from ttom_core.errors import TTOMError
-from ttom_core.evaluation.evaluate import bootstrap
+from ttom_core.evaluation.evaluate import estimate
 from ttom_core.evaluation.expectations import held
 from ttom_core.evaluation.results import write_result
 from ttom_core.planner import LLMSettings, Proposal, propose
@@ -72,21 +71,16 @@ def figures(judged: list[dict[str, Any]], with_model: bool) -> dict[str, dict[st
         groups.setdefault(row["category"], []).append(row)
     table = {}
     for name, members in groups.items():
-        table[f"score_{name}"] = _figure([row["score"] for row in members], "share of expectations")
-        table[f"obeyed_{name}"] = _figure([not row["missed"] for row in members], "share of prompts")
-        table[f"silent_{name}"] = _figure([row["silent"] for row in members], "share of prompts")
+        table[f"score_{name}"] = estimate([row["score"] for row in members], "share of expectations")
+        table[f"obeyed_{name}"] = estimate([not row["missed"] for row in members], "share of prompts")
+        table[f"silent_{name}"] = estimate([row["silent"] for row in members], "share of prompts")
     if with_model:
         valid: set[str] = set()
         for step in ("first", "repair", "re-ask"):
             valid.add(step)
             values = [row["how"] in valid for row in judged]
-            table[f"valid_{step}".replace("-", "")] = _figure(values, "share of prompts, so far")
+            table[f"valid_{step}".replace("-", "")] = estimate(values, "share of prompts, so far")
     return table
-
-
-def _figure(values: list[Any], unit: str) -> dict[str, Any]:
-    value, low, high = (round(x, 4) for x in bootstrap(np.array(values, float)))
-    return {"value": value, "low": low, "high": high, "n": len(values), "unit": unit}
 
 
 def main() -> None:
@@ -102,7 +96,7 @@ def main() -> None:
     settings = None
     name, command = "planning", "python benchmarks/planning/run.py"
     if options.llm:
-        settings = LLMSettings(
+        settings = LLMSettings.checked(
             model=options.llm,
             base_url=options.base_url,
             key_variable=options.key_variable,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,24 @@ def bootstrap(values: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[flo
     return float(values.mean()), float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
+def estimate(values: Sequence[float] | np.ndarray, unit: str) -> dict[str, Any]:
+    """A result file's figure: the mean with its 95 % interval."""
+    mean, low, high = bootstrap(np.asarray(values, float))
+    return {
+        "value": round(mean, 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "n": len(values),
+        "unit": unit,
+    }
+
+
+def quartiles(seconds: Sequence[float] | np.ndarray, unit: str) -> dict[str, Any]:
+    """A result file's figure: the median with the quartiles."""
+    low, median, high = (round(float(x), 3) for x in np.quantile(seconds, (0.25, 0.5, 0.75)))
+    return {"value": median, "low": low, "high": high, "n": len(seconds), "unit": unit}
+
+
 def figures(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Composition and presence of base and TTOM, overall and by category, as result-file figures."""
     groups: dict[str, list[dict[str, Any]]] = {"": rows}
@@ -52,33 +70,13 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for suffix, members in groups.items():
         for method in ("base", "ttom"):
             for quality in ("composition", "presence"):
-                values = np.array([row[f"{method}_{quality}"] for row in members])
-                mean, low, high = bootstrap(values)
-                table[f"{method}_{quality}{suffix}"] = {
-                    "value": round(mean, 4),
-                    "low": round(low, 4),
-                    "high": round(high, 4),
-                    "n": len(members),
-                    "unit": "score 0-1",
-                }
-        difference = np.array([r["ttom_composition"] - r["base_composition"] for r in members])
-        mean, low, high = bootstrap(difference)
-        table[f"gain_composition{suffix}"] = {
-            "value": round(mean, 4),
-            "low": round(low, 4),
-            "high": round(high, 4),
-            "n": len(members),
-            "unit": "paired difference",
-        }
+                values = [row[f"{method}_{quality}"] for row in members]
+                table[f"{method}_{quality}{suffix}"] = estimate(values, "score 0-1")
+        difference = [row["ttom_composition"] - row["base_composition"] for row in members]
+        table[f"gain_composition{suffix}"] = estimate(difference, "paired difference")
     for method in ("base", "ttom"):
-        seconds = np.array([row[f"{method}_seconds"] for row in rows])
-        table[f"{method}_seconds"] = {
-            "value": round(float(np.median(seconds)), 3),
-            "low": round(float(np.quantile(seconds, 0.25)), 3),
-            "high": round(float(np.quantile(seconds, 0.75)), 3),
-            "n": len(rows),
-            "unit": "s a clip, one thread, median and quartiles",
-        }
+        seconds = [row[f"{method}_seconds"] for row in rows]
+        table[f"{method}_seconds"] = quartiles(seconds, "s a clip, one thread, median and quartiles")
     return table
 
 
