@@ -39,7 +39,8 @@ TEXT_LENGTH = 64
 SHIFT = 3.0
 # Where the layout is decided is trained on most: latents of flat shapes are strong enough a signal that
 # everything below σ = 0.8 is a local matter, learnt early.
-TRAINING_SHIFT = 8.0
+TRAINING_SHIFT = 6.0
+LEARNING_RATE = 6e-3
 LATENT_NOISE = 0.2
 IMAGE_BATCH, CLIP_BATCH = 96, 24
 WORDS = """a an the and , . of on in to while beside each other stays still moves move right left up
@@ -102,7 +103,7 @@ def build_pipeline(seed: int = 0) -> WanPipeline:
         text_dim=4096,
         freq_dim=256,
         ffn_dim=512,
-        num_layers=6,
+        num_layers=4,
         cross_attn_norm=True,
         qk_norm="rms_norm_across_heads",
     )
@@ -247,11 +248,16 @@ def encode(vae: AutoencoderKLWan, work: Path, name: str, count: int, frames: int
 
 
 def embed(pipe: WanPipeline, captions: list[str], device: str) -> torch.Tensor:
-    """What WanPipeline's encode_prompt gives [B, TEXT_LENGTH, 4096], without encoding the padding."""
+    """What WanPipeline's encode_prompt gives, up to the first row that is padding for every caption."""
     tokens = pipe.tokenizer(captions, padding=True, return_tensors="pt").to(device)
     states = pipe.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
-    states = states * tokens.attention_mask[..., None]
-    return F.pad(states, (0, 0, 0, TEXT_LENGTH - states.shape[1]))
+    return F.pad(states * tokens.attention_mask[..., None], (0, 0, 0, 1))
+
+
+def pad_text(module: torch.nn.Module, inputs: tuple, projected: torch.Tensor) -> torch.Tensor:
+    """Hook on the text projection: repeat the projected padding up to TEXT_LENGTH, which costs nothing."""
+    padding = projected[:, -1:].expand(-1, TEXT_LENGTH - projected.shape[1], -1)
+    return torch.cat([projected, padding], 1)
 
 
 def train_denoiser(
@@ -275,15 +281,10 @@ def train_denoiser(
             (hidden if "blocks" in name and parameter.ndim == 2 else rest).append(parameter)
     # A step moves an output by lr × inputs: with 4096 of them at the rate of the others' 128, all words
     # look the same within a few hundred iterations.
-    groups: list[dict[str, Any]] = [{"params": rest}, {"params": wide, "lr": 2e-3 * 128 / 4096}]
+    groups: list[dict[str, Any]] = [{"params": rest}, {"params": wide, "lr": LEARNING_RATE * 128 / 4096}]
     optimisers = [
-        Muon(hidden, lr=2e-3),
-        torch.optim.AdamW(
-            groups,
-            lr=2e-3,
-            betas=(0.9, 0.98),
-            weight_decay=0.0,
-        ),
+        Muon(hidden, lr=LEARNING_RATE),
+        torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     base = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
     average = {k: v.detach().clone() for k, v in modules.state_dict().items()}
@@ -310,6 +311,7 @@ def train_denoiser(
         loss = F.mse_loss(velocity.float(), noise - latents, reduction="sum")
         return loss.detach(), torch.autograd.grad(loss, parameters)
 
+    padded = pipe.transformer.condition_embedder.text_embedder.register_forward_hook(pad_text)
     total = sum(iterations for _, _, iterations in stages)
     curve = Curve(work / "denoiser.jsonl")
     bar = tqdm(total=total, initial=done, desc="denoiser")
@@ -350,6 +352,7 @@ def train_denoiser(
                 optimisers=[optimiser.state_dict() for optimiser in optimisers],
                 iteration=iteration + 1,
             )
+    padded.remove()
     modules.load_state_dict(average)
     modules.eval()
 
