@@ -77,7 +77,7 @@ PRESETS: dict[str, TTOSettings] = {
         stop_loss=0.03,
     ),
     "demo": TTOSettings(
-        layers=(1, 2, 3, 4),
+        layers=(0, 1, 2, 3),
         rank=8,
         alpha=8.0,
         learning_rate=2e-3,
