@@ -35,6 +35,16 @@ def test_fused_maps_equal_the_naive_softmax_in_value_and_gradient(dtype):
         torch.testing.assert_close(ours, theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
+def test_kept_heads_average_to_the_map_of_the_layer(backbone):
+    tokens = list(backbone.phrase_tokens(PROMPT, PHRASES).values())
+    call = call_of(backbone, torch.float32)
+    mean = backbone.maps(call, [0], tokens, (1, 2))
+    heads = backbone.maps(call, [0], tokens, (1, 2), keep_heads=True)
+    for layer in (1, 2):
+        assert heads[layer].shape == (2, *mean[layer].shape)
+        torch.testing.assert_close(heads[layer].mean(0), mean[layer])
+
+
 def test_more_phrases_than_fit_are_refused():
     q = torch.randn(1, 1, 4, 8)
     with pytest.raises(TTOMError, match="At most 8 phrases"):

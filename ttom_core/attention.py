@@ -21,10 +21,11 @@ from .errors import TTOMError
 PhraseTokens = Sequence[Sequence[int]]
 
 
-def phrase_maps(query: Tensor, key: Tensor, tokens: PhraseTokens) -> Tensor:
+def phrase_maps(query: Tensor, key: Tensor, tokens: PhraseTokens, keep_heads: bool = False) -> Tensor:
     """Attention from every query to each phrase, mean over heads and the phrase's tokens: [B, N, S].
 
-    query [B, heads, S, d] and key [B, heads, K, d]; tokens are key positions per phrase.
+    query [B, heads, S, d] and key [B, heads, K, d]; tokens are key positions per phrase. With
+    `keep_heads` the mean is over the tokens alone: [B, heads, N, S].
     """
     batch, heads, keys, width = key.shape
     if len(tokens) > width:
@@ -36,9 +37,10 @@ def phrase_maps(query: Tensor, key: Tensor, tokens: PhraseTokens) -> Tensor:
     values = indicator.expand(batch, heads, keys, width)
     attended = F.scaled_dot_product_attention(query, key, values)[..., : len(tokens)]
     counts = torch.tensor([len(positions) for positions in tokens], device=key.device)
-    return (attended.float() if attended.dtype != torch.float64 else attended).mean(1).transpose(
-        1, 2
-    ) / counts.view(1, -1, 1)
+    attended = attended.float() if attended.dtype != torch.float64 else attended
+    if not keep_heads:
+        attended = attended.mean(1)
+    return attended.transpose(-1, -2) / counts.view(-1, 1)
 
 
 class EarlyExit(Exception):
@@ -62,7 +64,8 @@ class PrefixCache:
 class MapProbe:
     """Collects the maps of some layers while their blocks run.
 
-    `tap(layer, query, key)` takes projections as [B, tokens, heads·d].
+    `tap(layer, query, key)` takes projections as [B, tokens, heads·d]. A layer's maps are [N, τ, h, w],
+    with `keep_heads` [heads, N, τ, h, w].
     """
 
     layers: Sequence[int]
@@ -70,14 +73,15 @@ class MapProbe:
     heads: int
     grid: tuple[int, int, int]
     exit_early: bool = True
+    keep_heads: bool = False
     maps: dict[int, Tensor] = field(default_factory=dict)
 
     def tap(self, layer: int, query: Tensor, key: Tensor) -> None:
         q, k = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (query, key))
-        maps = phrase_maps(q, k, self.tokens)
+        maps = phrase_maps(q, k, self.tokens, self.keep_heads)
         if layer in self.maps:
             return  # checkpointing runs the block again in backward; the first map is in the graph
-        self.maps[layer] = maps[0].unflatten(1, self.grid)
+        self.maps[layer] = maps[0].unflatten(-1, self.grid)
         if self.exit_early and len(self.maps) == len(self.layers):
             raise EarlyExit
 

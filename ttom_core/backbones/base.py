@@ -52,8 +52,12 @@ class Backbone(Protocol):
         prefix: PrefixCache | None = None,
         early_exit: bool = True,
         checkpointing: bool = False,
+        keep_heads: bool = False,
     ) -> dict[int, Tensor]:
-        """Maps [N, τ, h, w] by layer for one denoiser call (its keyword arguments), with gradients."""
+        """Maps [N, τ, h, w] by layer for one denoiser call (its keyword arguments), with gradients.
+
+        Each is the mean over the heads or, with `keep_heads`, all of them: [heads, N, τ, h, w].
+        """
 
     def sample(
         self,

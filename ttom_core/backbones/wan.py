@@ -154,12 +154,14 @@ class WanBackbone:
         prefix: PrefixCache | None = None,
         early_exit: bool = True,
         checkpointing: bool = False,
+        keep_heads: bool = False,
     ) -> dict[int, Tensor]:
         blocks = self.transformer.blocks
         latents = call["hidden_states"][list(rows)]
         p_t, p_h, p_w = self.transformer.config.patch_size
         _, _, t, h, w = latents.shape
-        probe = MapProbe(layers, tokens, blocks[0].attn2.heads, (t // p_t, h // p_h, w // p_w), early_exit)
+        grid = (t // p_t, h // p_h, w // p_w)
+        probe = MapProbe(layers, tokens, blocks[0].attn2.heads, grid, early_exit, keep_heads)
         projections = {i: (blocks[i].attn2.norm_q, blocks[i].attn2.norm_k) for i in layers}
 
         # No cache to go on from: one for this call alone, in which nothing before an adapter is left out.
