@@ -287,3 +287,24 @@ def test_an_early_stop_still_fills_the_bar(backbone, settings):
     eager = settings.model_copy(update={"stop_loss": 0.69})
     generate(backbone, PROMPT, plan(PROMPT), eager, steps=STEPS, on_progress=ticks.append, **SIZE)
     assert ticks[-1].done == ticks[-1].total
+
+
+def test_a_frozen_adapter_learns_b_alone(backbone, masks, settings, sample):
+    with TTO(backbone, masks, PROMPT, settings.model_copy(update={"freeze_a": True}), steps=STEPS) as tto:
+        sample()
+    assert tto.trace.last_loss < tto.trace.first_loss
+    for name, (a, b) in tto.adapter.weights.items():
+        assert (a == tto.initial.weights[name][0]).all()
+        assert b.any()
+
+
+def test_a_forgetful_optimiser_differs_from_the_second_step_on(backbone, masks, settings, sample):
+    losses = []
+    for reset in (False, True):
+        chosen = settings.model_copy(update={"reset_optimizer": reset})
+        with TTO(backbone, masks, PROMPT, chosen, steps=STEPS) as tto:
+            sample()
+        losses.append([row.loss for row in tto.trace.rows])
+    n = settings.iterations
+    assert losses[0][: n + 1] == losses[1][: n + 1]  # one update more, and then the moments tell
+    assert losses[0][n + 1 :] != losses[1][n + 1 :]

@@ -49,6 +49,8 @@ class TTOSettings(BaseModel):
     softness: float = Field(0.25, gt=0, description="Gaussian σ as a share of the box side")
     scope: Literal["reachable", "selected"] = "reachable"
     lora_seed: int = 0
+    freeze_a: bool = Field(False, description="learn B alone, A staying as it was drawn")
+    reset_optimizer: bool = Field(False, description="forget AdamW's moments before every denoising step")
     prefix_cache: bool = True
     early_exit: bool = True
     checkpointing: bool = False
@@ -208,11 +210,6 @@ class TTO:
             self._attached = stack.enter_context(attach(transformer, self.initial))
             hook = transformer.register_forward_pre_hook(self._before_call, with_kwargs=True)
             stack.callback(hook.remove)
-            self._optimizer = torch.optim.AdamW(
-                self._attached.parameters(),
-                lr=self.settings.learning_rate,
-                weight_decay=self.settings.weight_decay,
-            )
             self._stack = stack.pop_all()
         return self
 
@@ -262,11 +259,15 @@ class TTO:
 
     def _optimise(self, call: dict[str, Any], rows: list[int], sigma: float) -> None:
         """All iterations of one denoising step."""
-        assert self._attached is not None and self._optimizer is not None
+        assert self._attached is not None
         settings = self.settings
         prefix = PrefixCache(self._first_block) if settings.prefix_cache else None
         masks = self.masks.values.to(call["hidden_states"].device)
-        parameters = self._attached.parameters()
+        parameters = self._trained()
+        if self._optimizer is None or settings.reset_optimizer:
+            self._optimizer = torch.optim.AdamW(
+                parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
+            )
 
         def maps() -> dict[int, Tensor]:
             return self.backbone.maps(
@@ -313,6 +314,13 @@ class TTO:
         if self.keep_maps:
             with torch.no_grad():
                 self.trace.maps_after = self._mean_maps(maps())
+
+    def _trained(self) -> list[nn.Parameter]:
+        """What the optimiser changes: A and B of every module, or B alone."""
+        assert self._attached is not None
+        if self.settings.freeze_a:
+            return [b for _, b in self._attached.pairs.values()]
+        return self._attached.parameters()
 
     def _insist_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
