@@ -1,0 +1,164 @@
+"""Work on a model in processes of one thread each, continued where an interruption left it.
+
+For a model this small, many processes of one thread are the faster split. A finished piece of work is one
+JSON line under a key, so that whatever ends a run, a `kill -9` included, the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..errors import TTOMError
+
+if TYPE_CHECKING:
+    from ..backbones.base import Backbone
+
+J = TypeVar("J")
+R = TypeVar("R")
+Row = dict[str, Any]
+
+
+@cache
+def backbone_of(model: str) -> Backbone:
+    """The model of a folder, loaded once in each process."""
+    from ..backbones import load
+
+    return load(model)
+
+
+def digest(facts: Any) -> str:
+    """A key of 16 hex digits for everything that decides a result; `facts` is what JSON can hold."""
+    text = json.dumps(facts, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def in_workers(
+    work: Callable[[Backbone, J], R], jobs: Mapping[str, J], model: str, workers: int | None = None
+) -> Iterator[tuple[str, R]]:
+    """(key, work(backbone, job)) of every job, as they are done.
+
+    `work` is a module's function, for it is sent to the processes by name. An error in it, or Ctrl-C
+    here, ends all of them at once. TTOMError when a process is killed from outside.
+    """
+    if workers is not None and workers < 1:
+        raise TTOMError(f"At least 1 worker is needed, not {workers}.")
+    if not jobs:
+        return
+    count = min(workers or os.cpu_count() or 1, len(jobs))
+    strangers = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_start)
+    try:
+        with _ctrl_c_is_for_us():
+            futures = {pool.submit(_work, work, model, job): key for key, job in jobs.items()}
+        for future in as_completed(futures):
+            yield futures.pop(future), future.result()
+    except BrokenProcessPool as error:
+        raise TTOMError(
+            "A worker process was killed, perhaps for want of memory; run the same command again to "
+            "continue, with fewer workers if it happens again."
+        ) from error
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - strangers:
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown()
+
+
+def rows_of(
+    work: Callable[[Backbone, J], Row],
+    jobs: Mapping[str, J],
+    model: str,
+    path: Path,
+    *,
+    workers: int | None = None,
+    on_row: Callable[[str, Row, int], None] | None = None,
+) -> dict[str, Row]:
+    """The row of every job by its key, in the jobs' order; what `path` holds already is not made again.
+
+    A key says all that decides the row (`digest`). `on_row(key, row, left)` is called for each row that
+    is made now, `left` being how many are still to come.
+    """
+    known = _read(path)
+    missing = {key: job for key, job in jobs.items() if key not in known}
+    if missing:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        left = len(missing)
+        with path.open("a", encoding="utf-8") as file:
+            for key, row in in_workers(work, missing, model, workers):
+                file.write(json.dumps({"key": key, **row}) + "\n")
+                file.flush()
+                known[key], left = row, left - 1
+                if on_row:
+                    on_row(key, row, left)
+    return {key: known[key] for key in jobs}
+
+
+def _read(path: Path) -> dict[str, Row]:
+    """The rows of a file by key. A line that an interruption cut short is closed, and counts for nothing."""
+    if not path.exists():
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if text and not text.endswith("\n"):
+            with path.open("a", encoding="utf-8") as file:
+                file.write("\n")  # else the next row would be lost with it
+    except OSError as error:
+        raise TTOMError(f"{path} cannot be read as rows of JSON; choose another file or folder.") from error
+    rows = {}
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+            rows[row.pop("key")] = row
+        except (ValueError, KeyError, AttributeError, TypeError):
+            continue
+    return rows
+
+
+# In a worker --------------------------------------------------------------------------------------
+
+
+def _start() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where a handler is not inherited (Windows)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    """A parent that is killed says nothing to its processes, and they would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _work(work: Callable[[Backbone, J], R], model: str, job: J) -> R:
+    return work(backbone_of(model), job)
+
+
+@contextmanager
+def _ctrl_c_is_for_us() -> Iterator[None]:
+    """What is started inside never hears Ctrl-C, not even while Python starts; later we do again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where Python takes no handlers, and hears no Ctrl-C
+        return
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, old)
