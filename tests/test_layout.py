@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from ttom_core.layout import (
     MAX_BYTES,
     Box,
+    Ease,
     Keyframe,
     Layout,
     LayoutError,
@@ -21,6 +23,7 @@ from ttom_core.layout import (
 )
 
 share = st.floats(0.0, 1.0, allow_subnormal=False)
+eases = st.sampled_from(get_args(Ease))
 
 
 @st.composite
@@ -37,7 +40,7 @@ def tracked(draw: st.DrawFn, id: str = "a 1") -> TrackedObject:
         id=id,
         name=draw(st.text(min_size=1, max_size=20)),
         phrase=draw(st.sampled_from(["red circle", "grüner Kreis", "気球"])),
-        keyframes=tuple(Keyframe(time=t, box=draw(boxes())) for t in times),
+        keyframes=tuple(Keyframe(time=t, box=draw(boxes()), ease=draw(eases)) for t in times),
         enter=enter,
         leave=draw(st.floats(enter + 0.05, 1.0)),
     )
@@ -84,6 +87,33 @@ def _at_an_end(item: TrackedObject, time: float) -> bool:
 def test_boxes_move_linearly_and_rest_outside_the_keyframes() -> None:
     xs = one((0.25, 0.0), (0.75, 0.8)).boxes([0, 0.25, 0.5, 0.75, 1])[0, :, 0]
     assert xs == pytest.approx([0, 0, 0.4, 0.8, 0.8])
+
+
+@pytest.mark.parametrize(
+    ("ease", "quarter", "half"),
+    [
+        ("linear", 0.25, 0.5),
+        ("in", 0.0625, 0.25),
+        ("out", 0.4375, 0.75),
+        ("in_out", 0.15625, 0.5),
+        ("hold", 0.0, 0.0),
+    ],
+)
+def test_a_keyframe_says_how_the_box_sets_out(ease: Ease, quarter: float, half: float) -> None:
+    """Of the way from 0 to 0.8, so much is gone after a quarter and half of the time."""
+    layout = Layout.from_json(
+        one((0.0, 0.0), (1.0, 0.8)).to_json().replace('"time":', f'"ease":"{ease}","time":')
+    )
+    x = layout.boxes([0.0, 0.25, 0.5, 1.0])[0, :, 0]
+    np.testing.assert_allclose(x, [0.0, 0.8 * quarter, 0.8 * half, 0.8], atol=1e-12)
+    assert Layout.from_json(layout.to_json()) == layout
+
+
+def test_an_even_motion_is_written_as_ever() -> None:
+    """Layouts without easing have the bytes they had before there was any."""
+    key = Keyframe(time=0.5, box=Box(x=0, y=0, w=1, h=1))
+    assert key.model_dump_json() == '{"time":0.5,"box":{"x":0.0,"y":0.0,"w":1.0,"h":1.0}}'
+    assert key.model_copy(update={"ease": "in"}).model_dump_json().endswith(',"ease":"in"}')
 
 
 def test_a_single_keyframe_is_there_the_whole_time() -> None:

@@ -5,18 +5,37 @@ Everything is normalised: positions and sizes to 0…1 of the canvas, times to 0
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from .errors import TTOMError
 
 MAX_BYTES = 1_000_000
 TOLERANCE = 1e-6
+
+Ease = Literal["linear", "in", "out", "in_out", "hold"]
+# The share of the way to the next keyframe that is gone after a share of the time to it.
+_EASES: dict[Ease, Callable[[np.ndarray], np.ndarray]] = {
+    "linear": lambda share: share,
+    "in": lambda share: share * share,
+    "out": lambda share: share * (2 - share),
+    "in_out": lambda share: share * share * (3 - 2 * share),
+    "hold": np.zeros_like,
+}
 
 
 class LayoutError(TTOMError):
@@ -58,17 +77,26 @@ class Box(_Value):
 
 
 class Keyframe(_Value):
-    """A box at a time."""
+    """A box at a time, and how it sets out for the next keyframe: evenly, gently, or not before it."""
 
     time: float = Field(ge=0, le=1)
     box: Box
+    ease: Ease = "linear"
+
+    @model_serializer(mode="wrap")
+    def _short(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """An even motion goes without saying, so that layouts without easing are written as ever."""
+        row: dict[str, Any] = dump(self)
+        if self.ease == "linear":
+            del row["ease"]
+        return row
 
 
 class TrackedObject(_Value):
     """One object: its identity, the words of the prompt that name it, and its box over time.
 
-    It is on stage from `enter` to `leave`; between keyframes the box moves linearly, before the first
-    and after the last it rests.
+    It is on stage from `enter` to `leave`; between keyframes the box moves as the earlier one's `ease`
+    says, before the first and after the last it rests.
     """
 
     id: str = Field(min_length=1, max_length=100)
@@ -132,8 +160,9 @@ class Layout(_Value):
             keys = [k.time for k in item.keyframes]
             sides = np.array([[k.box.x, k.box.y, k.box.w, k.box.h] for k in item.keyframes])
             on = (at >= item.enter - 1e-9) & (at <= item.leave + 1e-9)
+            moments = _eased(at[on], item.keyframes)
             for side in range(4):
-                row[on, side] = np.interp(at[on], keys, sides[:, side])
+                row[on, side] = np.interp(moments, keys, sides[:, side])
         return result
 
     def to_json(self) -> str:
@@ -184,6 +213,17 @@ def _sentence(error: ValidationError) -> str:
         return f"The layout is not valid JSON ({message.split(': ', 1)[-1]})."
     shown = repr(first.get("input"))
     return f"{place or 'The layout'}: {message}, not {shown[:80]}."
+
+
+def _eased(at: np.ndarray, keyframes: Sequence[Keyframe]) -> np.ndarray:
+    """The times at which the boxes would be where they are if every motion were even."""
+    moments = at.copy()
+    for start, end in pairwise(keyframes):
+        if start.ease != "linear":
+            between = (at > start.time) & (at < end.time)
+            length = end.time - start.time
+            moments[between] = start.time + length * _EASES[start.ease]((at[between] - start.time) / length)
+    return moments
 
 
 def frame_times(count: int) -> np.ndarray:
