@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attention": set(),
     "backbones": {"attention", "adapter"},
     "optimize": {*FOUNDATIONS, "attention", "backbones.base"},
-    "probe": {*FOUNDATIONS, "attention", "backbones.base"},
+    "probe": {*FOUNDATIONS, "attention", "backbones.base", "generate"},
     "memory": {*FOUNDATIONS, "planner"},
     "generate": {*FOUNDATIONS, "attention", "backbones.base", "optimize", "memory", "planner"},
     "evaluation": {*FOUNDATIONS, *SCENE, "backbones", "optimize", "probe", "memory", "generate"},
