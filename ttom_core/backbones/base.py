@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,7 +57,15 @@ class Backbone(Protocol):
     ) -> dict[int, Tensor]:
         """Maps [N, τ, h, w] by layer for one denoiser call (its keyword arguments), with gradients.
 
-        Each is the mean over the heads or, with `keep_heads`, all of them: [heads, N, τ, h, w].
+        Each is the mean over the heads or, with `keep_heads`, all of them: [heads, N, τ, h, w]. Without a
+        prefix cache the gradients reach `hidden_states` too, if it asks for them.
+        """
+
+    def latents_moved(self, move: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
+        """Let the sampling loop's steps start from `move(latents)` for the length of a `with` block.
+
+        The latents are the loop's own, in its precision and not in the denoiser's. A step for which `move`
+        returns the very tensor that it was given is left alone.
         """
 
     def sample(

@@ -8,7 +8,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..attention import EarlyExit, MapProbe, PhraseTokens, PrefixCache, captured, recalled, tapped
 from ..errors import TTOMError
+from .scheduler import stepping_from
 
 
 class WanBackbone:
@@ -165,10 +166,12 @@ class WanBackbone:
         projections = {i: (blocks[i].attn2.norm_q, blocks[i].attn2.norm_k) for i in layers}
 
         # No cache to go on from: one for this call alone, in which nothing before an adapter is left out.
+        # Nothing in it has a gradient, unless the latents themselves are optimised.
         start = PrefixCache(0) if prefix is None else prefix
         first, last = start.first_block, max(layers)
         if start.state is None:
-            with torch.no_grad(), captured(start, blocks[first], blocks[first].attn1):
+            gradients = torch.is_grad_enabled() and latents.requires_grad
+            with torch.set_grad_enabled(gradients), captured(start, blocks[first], blocks[first].attn1):
                 self.transformer.forward(
                     hidden_states=latents,
                     timestep=call["timestep"][list(rows)],
@@ -197,6 +200,9 @@ class WanBackbone:
         return probe.maps
 
     # Sampling -------------------------------------------------------------------------------------
+
+    def latents_moved(self, move: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
+        return stepping_from(self.pipeline.scheduler, move)
 
     def sigmas(self, steps: int) -> list[float]:
         scheduler = copy.deepcopy(self.pipeline.scheduler)
