@@ -1,4 +1,4 @@
-"""Composition and presence of a rendered clip, by detection alone, one rule per category.
+"""Composition, presence and distortion of a rendered clip, by detection alone, one rule per category.
 
 The seven categories follow T2V-CompBench's; the rules are exact because the scenes are. A prompt comes
 with what it says in machine-checkable form: `{category, prompt, nouns: [{colour, shape, count,
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .blobs import BACKGROUNDS, PALETTE, Blob, detect
+from .distortion import distortion
 
 SIZES = (0.008, 0.22)  # sane areas of one object, as a share of the canvas
 TRAVEL = 0.15  # least displacement that counts as moving
@@ -24,10 +25,12 @@ RELATIONS = {"left_of": (-1, 0), "right_of": (1, 0), "above": (0, -1), "below": 
 
 @dataclass(frozen=True)
 class Score:
-    """Both in 0…1: does the clip compose what the prompt says, and are its objects there and clean."""
+    """Each in 0…1: does the clip compose what the prompt says; are its objects there and clean; how far
+    are they from their size and shape (of this, less is better)."""
 
     composition: float
     presence: float
+    distortion: float
 
 
 @dataclass(frozen=True)
@@ -222,4 +225,4 @@ def presence(frames: np.ndarray, blobs: list[list[Blob]], spec: dict[str, Any]) 
 def score(frames: np.ndarray, spec: dict[str, Any]) -> Score:
     """Score uint8 frames [F, H, W, 3] against one prompt's expectations."""
     blobs = [detect(frame) for frame in frames]
-    return Score(composition(blobs, spec), presence(frames, blobs, spec))
+    return Score(composition(blobs, spec), presence(frames, blobs, spec), distortion(blobs, spec))
