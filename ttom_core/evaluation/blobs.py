@@ -46,17 +46,21 @@ def _shape_of(mask: np.ndarray) -> str:
     return "square" if fill > 0.9 else "circle"
 
 
-def detect(frame: np.ndarray, min_area: int = MIN_AREA) -> list[Blob]:
-    """Find the palette-coloured blobs of one uint8 frame [H, W, 3]."""
-    height, width = frame.shape[:2]
-    names = [*PALETTE, *BACKGROUNDS]
+def coloured(frame: np.ndarray) -> dict[str, np.ndarray]:
+    """Where each palette colour is on one uint8 frame [H, W, 3]: bool [H, W] a colour."""
     table = np.array([*PALETTE.values(), *BACKGROUNDS.values()], dtype=np.float32)
     distance = np.linalg.norm(frame[:, :, None, :].astype(np.float32) - table, axis=-1)
     nearest = distance.argmin(-1)
     close = distance.min(-1) < COLOUR_RADIUS
+    return {colour: (nearest == index) & close for index, colour in enumerate(PALETTE)}
+
+
+def detect(frame: np.ndarray, min_area: int = MIN_AREA) -> list[Blob]:
+    """Find the palette-coloured blobs of one uint8 frame [H, W, 3]."""
+    height, width = frame.shape[:2]
     blobs = []
-    for index, colour in enumerate(names[: len(PALETTE)]):
-        labels, count = ndimage.label((nearest == index) & close)
+    for colour, region in coloured(frame).items():
+        labels, count = ndimage.label(region)
         if not count:
             continue
         for label, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
