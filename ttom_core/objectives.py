@@ -5,7 +5,7 @@ Tensors only: nothing here knows a model. Sources: TTOM (arXiv 2510.07940) 3.2 a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -72,6 +72,54 @@ def center_of_mass(maps: Tensor, masks: Tensor, over: str = "frame") -> Tensor:
 
     distance = (centre(maps) - centre(masks)).square().sum(-1)
     return _mean_where_present(distance, masks.flatten(2))
+
+
+def lvd(
+    maps: Tensor,
+    masks: Tensor,
+    tokens: Sequence[int],
+    *,
+    top_share: float = 0.75,
+    foreground: float = 1.0,
+    background: float = 4.0,
+    center: float = 0.0,
+) -> Tensor:
+    """The energy of LLM-grounded Video Diffusion (Lian et al. 2023), a sum and not a mean.
+
+    maps [heads, T, τ, h, w] has a column for each token, masks [N, τ, h, w] lie in 0…1, tokens[i] columns
+    in turn belong to phrase i. In every head and frame the highest `top_share` of the attention inside the
+    box should be 1 and outside 0; in a frame without a box only the outside counts. Summed over heads and
+    frames, mean over a phrase's tokens and over phrases. `center` weighs the squared distance, in tokens,
+    of the centres of mass and of their way to the next frame, mean over heads and summed over frames.
+    """
+    counts = torch.tensor(tokens, device=maps.device)
+    inside = masks.clamp(max=1).to(maps.dtype).repeat_interleave(counts, 0)
+    outside = 1 - inside
+    near = 1 - _mean_of_top(maps * inside, inside, top_share)
+    far = _mean_of_top(maps * outside, outside, top_share)
+    energy = (foreground * near + background * far).sum((0, 2))
+    if center:
+        there = inside.flatten(2).sum(-1) > 0
+        off = _centre(maps) - _centre(inside)
+        way = off.diff(dim=-2)
+        position = off.square().sum(-1).mean(0) * there
+        velocity = way.square().sum(-1).mean(0) * (there[:, 1:] & there[:, :-1])
+        energy = energy + center * (position.sum(-1) + velocity.sum(-1))
+    return (energy / counts.repeat_interleave(counts)).sum() / len(tokens)
+
+
+def _mean_of_top(x: Tensor, masks: Tensor, share: float) -> Tensor:
+    """Mean of a frame's highest values, at least one: as many as `share` of its mask. [heads, T, τ]"""
+    counts = (masks.flatten(2).sum(-1, keepdim=True) * share).floor().clamp_min(1)
+    ranked = x.flatten(3).sort(-1, descending=True).values
+    return (ranked * (torch.arange(ranked.shape[-1], device=x.device) < counts)).sum(-1) / counts.squeeze(-1)
+
+
+def _centre(x: Tensor) -> Tensor:
+    """Centre of mass of every frame in tokens, (row, column): [..., τ, 2]; a frame of zeros has 0, 0."""
+    rows, columns = (torch.arange(n, device=x.device, dtype=x.dtype) for n in x.shape[-2:])
+    mass = x.sum((-1, -2)).clamp_min(EPS)
+    return torch.stack([(x.sum(-1) * rows).sum(-1), (x.sum(-2) * columns).sum(-1)], -1) / mass.unsqueeze(-1)
 
 
 def _groups(x: Tensor, over: str) -> Tensor:

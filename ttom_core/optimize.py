@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -26,6 +26,33 @@ from .masks import SoftMasks
 from .objectives import alignment_loss
 
 SHORT = 3  # fewer optimised steps than this gets a warning: the layout forms in the first few
+
+
+class LatentSettings(BaseModel):
+    """Every setting of moving the latents themselves, beside the adapter or instead of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    energy: Literal["alignment", "lvd"] = Field(
+        "alignment", description="what the latents lower: the adapter's loss, or LVD's energy and hard boxes"
+    )
+    top_share: float = Field(0.75, gt=0, le=1, description="LVD: the share of a box's tokens that counts")
+    foreground_weight: float = Field(1.0, ge=0, description="LVD: attention inside the boxes")
+    background_weight: float = Field(4.0, ge=0, description="LVD: attention outside them")
+    center_weight: float = Field(0.0, ge=0, description="LVD: centre of mass, position and velocity")
+    update: Literal["normalized", "sigma_scaled"] = Field(
+        "normalized", description="z − step·g/rms(g), or LVD's z − step·σ·g"
+    )
+    step_size: float = Field(gt=0, description="normalized: the rms change of an iteration")
+    iterations: int = Field(5, ge=0, description="per denoising step; 0 leaves the latents alone")
+    sigma_start: float = Field(1.0, ge=0, le=1, description="move the latents at noise levels from here…")
+    sigma_end: float = Field(0.92, ge=0, le=1, description="…down to here")
+    stop_loss: float | None = Field(None, description="end a step's iterations below this; LVD's per head")
+    keep_on_shell: Literal["off", "norm", "channels"] = Field(
+        "off", description="keep the norm, or each frame's mean and deviation in every channel"
+    )
+    max_change: float | None = Field(None, gt=0, description="trust region: the most a step moves, rms")
+    candidates: int = Field(1, ge=1, le=64, description="initial noises, of which the best is used")
 
 
 class TTOSettings(BaseModel):
@@ -54,6 +81,7 @@ class TTOSettings(BaseModel):
     prefix_cache: bool = True
     early_exit: bool = True
     checkpointing: bool = False
+    latents: LatentSettings | None = Field(None, description="move the latents too")
 
 
 def sigma_of_step(step: int, steps: int, shift: float) -> float:
@@ -66,8 +94,9 @@ def sigma_of_step(step: int, steps: int, shift: float) -> float:
     return shift * u / (1 + (shift - 1) * u)
 
 
-# Wan2.1 at 480p samples with shift 3; the fifth of 50 steps has index 4.
+# Wan2.1 at 480p samples with shift 3; the fifth of 50 steps has index 4. LVD moves in the first 10 of 40.
 _FIFTH_OF_50 = round(sigma_of_step(4, 50, 3.0), 4)
+_TENTH_OF_40 = round(sigma_of_step(9, 40, 3.0), 4)
 
 PRESETS: dict[str, TTOSettings] = {
     "paper": TTOSettings(layers=(3,), learning_rate=1e-4, sigma_end=_FIFTH_OF_50),
@@ -89,6 +118,35 @@ PRESETS: dict[str, TTOSettings] = {
         normalize_over="volume",
     ),
 }
+# The rivals that move latents, with the demo preset's layers and loss, so that the method alone differs.
+PRESETS |= {
+    name: PRESETS["demo"].model_copy(update=changes)
+    for name, changes in {
+        "lvd": {
+            "iterations": 0,
+            "mask_kind": "hard_box",
+            "latents": LatentSettings(
+                energy="lvd",
+                center_weight=0.03,
+                update="sigma_scaled",
+                step_size=5.0,
+                sigma_end=_TENTH_OF_40,
+                stop_loss=0.75,
+            ),
+        },
+        "latent": {"iterations": 0, "latents": LatentSettings(step_size=0.007, sigma_end=0.92)},
+        "noise": {
+            "iterations": 0,
+            "latents": LatentSettings(
+                step_size=0.007, iterations=25, sigma_end=0.995, keep_on_shell="channels"
+            ),
+        },
+        "best": {
+            "iterations": 4,
+            "latents": LatentSettings(step_size=0.007, sigma_end=0.92, max_change=0.05),
+        },
+    }.items()
+}
 
 
 class TraceRow(NamedTuple):
@@ -101,10 +159,15 @@ class TraceRow(NamedTuple):
 
 
 class Trace:
-    """What happened: a row an iteration and, on request, the phrases' maps [τ, h, w] before and after."""
+    """What happened: a row an iteration and, on request, the phrases' maps [τ, h, w] before and after.
+
+    `rows` are the adapter's iterations, `latent_rows` those that moved the latents; LVD's losses are per
+    head and frame.
+    """
 
     def __init__(self) -> None:
         self.rows: list[TraceRow] = []
+        self.latent_rows: list[TraceRow] = []
         self.maps_before: dict[str, np.ndarray] | None = None
         self.maps_after: dict[str, np.ndarray] | None = None
 
@@ -136,11 +199,7 @@ class TTO:
         on_progress: Callable[[int, int, float | None], None] | None = None,
         keep_maps: bool = False,
     ) -> None:
-        for layer in settings.layers:
-            if not 0 <= layer < backbone.num_layers:
-                raise TTOMError(
-                    f"Layer {layer} does not exist; this model has layers 0 to {backbone.num_layers - 1}."
-                )
+        insist_on_layers(settings.layers, backbone)
         if adapter is not None and adapter.fingerprint != backbone.fingerprint:
             raise TTOMError(
                 f"The adapter was made with {adapter.fingerprint}, this model is "
@@ -195,18 +254,14 @@ class TTO:
         return [self.settings.iterations * self._wanted(sigma) for sigma in sigmas]
 
     def _wanted(self, sigma: float) -> bool:
-        # A hair of slack: schedulers store sigmas in fp32.
-        return self.settings.sigma_end - 1e-4 <= sigma <= self.settings.sigma_start + 1e-4
+        return is_between(sigma, self.settings.sigma_start, self.settings.sigma_end)
 
     # In and out -----------------------------------------------------------------------------------
 
     def __enter__(self) -> TTO:
         transformer = self.backbone.transformer
         with ExitStack() as stack:
-            frozen = [p for p in transformer.parameters() if p.requires_grad]
-            for parameter in frozen:
-                parameter.requires_grad_(False)
-            stack.callback(lambda: [p.requires_grad_(True) for p in frozen])
+            stack.enter_context(frozen(transformer))
             self._attached = stack.enter_context(attach(transformer, self.initial))
             hook = transformer.register_forward_pre_hook(self._before_call, with_kwargs=True)
             stack.callback(hook.remove)
@@ -282,17 +337,12 @@ class TTO:
 
         for iteration in range(settings.iterations):
             layers = maps()
-            grid = next(iter(layers.values())).shape
-            if grid != masks.shape:
-                raise TTOMError(
-                    f"The masks are {_by(masks.shape)} (phrases, frames, rows, columns), the attention maps "
-                    f"{_by(grid)}; draw the masks for the clip's own size."
-                )
+            insist_on_grid(masks, next(iter(layers.values())).shape)
             loss = alignment_loss(layers, masks, settings.objective, settings.normalize_over)
             value = loss.item()
-            self._insist_finite("alignment loss", value)
+            insist_finite("alignment loss", value, self._step, "learning rate")
             if self.keep_maps and self.trace.maps_before is None:
-                self.trace.maps_before = self._mean_maps(layers)
+                self.trace.maps_before = mean_maps(layers, self.masks.phrases)
             self.trace.rows.append(TraceRow(self._step, sigma, iteration, value))
             if settings.stop_loss is not None and value < settings.stop_loss:
                 break
@@ -310,10 +360,11 @@ class TTO:
             if self.on_progress is not None:
                 self.on_progress(self._step, iteration, value)
         # A gradient that is no number shows in the next loss, but the last one has none: look once a step.
-        self._insist_finite("adapter's sum", float(sum(p.detach().sum() for p in parameters)))
+        total = float(sum(p.detach().sum() for p in parameters))
+        insist_finite("adapter's sum", total, self._step, "learning rate")
         if self.keep_maps:
             with torch.no_grad():
-                self.trace.maps_after = self._mean_maps(maps())
+                self.trace.maps_after = mean_maps(maps(), self.masks.phrases)
 
     def _trained(self) -> list[nn.Parameter]:
         """What the optimiser changes: A and B of every module, or B alone."""
@@ -322,16 +373,56 @@ class TTO:
             return [b for _, b in self._attached.pairs.values()]
         return self._attached.parameters()
 
-    def _insist_finite(self, what: str, value: float) -> None:
-        if not math.isfinite(value):
+
+def is_between(sigma: float, start: float, end: float) -> bool:
+    """Whether a noise level lies in a range, with a hair of slack: schedulers store them in fp32."""
+    return end - 1e-4 <= sigma <= start + 1e-4
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No parameter of a module asks for a gradient for the length of a `with` block."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def insist_on_layers(layers: tuple[int, ...], backbone: Backbone) -> None:
+    """TTOMError for a loss layer that the model does not have."""
+    for layer in layers:
+        if not 0 <= layer < backbone.num_layers:
             raise TTOMError(
-                f"The {what} became {value} at step {self._step + 1}; the run was stopped and the model "
-                "restored: lower the learning rate."
+                f"Layer {layer} does not exist; this model has layers 0 to {backbone.num_layers - 1}."
             )
 
-    def _mean_maps(self, layers: dict[int, Tensor]) -> dict[str, np.ndarray]:
-        mean = torch.stack(list(layers.values())).mean(0).detach().float().cpu().numpy()
-        return dict(zip(self.masks.phrases, mean, strict=True))
+
+def insist_on_grid(masks: Tensor, grid: torch.Size) -> None:
+    """TTOMError when the masks are of another size than the maps [N, τ, h, w]."""
+    if grid != masks.shape:
+        raise TTOMError(
+            f"The masks are {_by(masks.shape)} (phrases, frames, rows, columns), the attention maps "
+            f"{_by(grid)}; draw the masks for the clip's own size."
+        )
+
+
+def insist_finite(what: str, value: float, step: int, cause: str) -> None:
+    """TTOMError naming the setting to lower when a value is no number."""
+    if not math.isfinite(value):
+        raise TTOMError(
+            f"The {what} became {value} at step {step + 1}; the run was stopped and the model "
+            f"restored: lower the {cause}."
+        )
+
+
+def mean_maps(layers: dict[int, Tensor], phrases: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Each phrase's map [τ, h, w], mean over the layers."""
+    mean = torch.stack(list(layers.values())).mean(0).detach().float().cpu().numpy()
+    return dict(zip(phrases, mean, strict=True))
 
 
 def _block_of(module_name: str) -> int:
