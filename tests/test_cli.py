@@ -70,7 +70,7 @@ def test_plan_prints_writes_and_draws(tmp_path, capsys):
         (["plan", " "], "empty"),
         (["generate", ""], "empty"),
         (["generate", PROMPT, "--model", "nowhere"], "no model folder at nowhere"),
-        (["generate", PROMPT, "--preset", "best"], "no preset 'best'"),
+        (["generate", PROMPT, "--preset", "fastest"], "no preset 'fastest'"),
         (["generate", PROMPT, "--set", "speed=9"], "names no setting"),
         (["generate", PROMPT, "--set", "iterations=-1"], "iterations"),
         (["generate", PROMPT, "--layout", "nowhere.json"], "cannot be read"),
@@ -113,24 +113,40 @@ def test_model_folders_that_are_damaged(folder, tmp_path):
         load(broken)
 
 
+@pytest.mark.slow
 def test_an_evaluation_continues_where_it_stopped(folder, tmp_path, monkeypatch):
     from demo.prompts import FOLDER
-    from ttom_core.evaluation.evaluate import load_prompts
+    from ttom_core.evaluation.evaluate import load_frames, load_prompts
 
-    settings = PRESETS["demo"].model_copy(update={"iterations": 1})
+    methods = {"base": None, "ttom": PRESETS["demo"].model_copy(update={"iterations": 1})}
     rows, prompts = tmp_path / "rows.jsonl", load_prompts(FOLDER / "tuning.json", 2)
+    made = []
 
-    def run(wanted):
-        return evaluate(str(folder), wanted, settings, rows, steps=4, workers=1)
+    def run(count, methods=methods):
+        made.clear()
+        return evaluate(
+            str(folder),
+            prompts[:count],
+            methods,
+            rows,
+            steps=4,
+            workers=1,
+            pictures=tmp_path,
+            on_row=lambda left, row: made.append((left, row["prompt"])),
+        )
 
-    first = run(prompts[:1])
+    first = run(1)
+    assert [left for left, _ in made] == [1, 0]
     with rows.open("a") as file:
         file.write('{"prompt": "cut sh')  # the line that an interruption left
-    done = []
-    both = evaluate(
-        str(folder), prompts, settings, rows, steps=4, workers=1, on_row=lambda *row: done.append(row)
-    )
-    assert len(done) == 1 and {k: both[0][k] for k in first[0]} == first[0]
+    both = run(2)
+    assert len(made) == 2 and both["base"][0] == first["base"][0] and both["ttom"][0] == first["ttom"][0]
+    other = {"base": None, "other": PRESETS["demo"].model_copy(update={"iterations": 2})}
+    again = run(2, other)
+    assert len(made) == 2 and again["base"] == both["base"], "the base model's clips are the same beside both"
+    assert len(list((tmp_path / "clips").glob("*.png"))) == 6
+    assert load_frames(next((tmp_path / "clips").glob("*.png"))).shape == (21, 64, 64, 3)
+    assert {row["prompt"] for row in again["other"]} == {spec["prompt"] for spec in prompts}
 
 
 def test_pictures_show_what_they_are_given(tmp_path):

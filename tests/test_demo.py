@@ -6,7 +6,7 @@ import pytest
 from demo.prompts import FOLDER, collect, spec
 from demo.scenes import CATEGORIES, FRAMES, SIZE, SceneSampler, held_out
 from ttom_core.errors import TTOMError
-from ttom_core.evaluation.evaluate import bootstrap, figures, load_prompts
+from ttom_core.evaluation.evaluate import bootstrap, figures, load_prompts, markdown
 from ttom_core.evaluation.scores import score
 
 
@@ -79,7 +79,10 @@ def test_a_prompt_file_of_another_form_is_refused(tmp_path):
 def test_intervals_cover_the_mean():
     mean, low, high = bootstrap(np.array([0.0, 1.0] * 50))
     assert low < mean == 0.5 < high
-    row = {"category": "motion", "base_seconds": 1.0, "ttom_seconds": 2.0}
-    row |= {f"{m}_{q}": 0.5 for m in ("base", "ttom") for q in ("composition", "presence")}
-    table = figures([row] * 4)
+    row = {"category": "motion", "composition": 0.5, "presence": 0.5, "distortion": 0.5, "seconds": 1.0}
+    better = row | {"composition": 0.75}
+    table = figures({"base": [row] * 4, "ttom": [better] * 4}, [("ttom", "base")])
     assert table["base_composition"]["value"] == table["base_composition_motion"]["value"] == 0.5
+    gain = table["composition_of_ttom_over_base"]
+    assert gain["value"] == gain["low"] == gain["high"] == 0.25
+    assert markdown(table).splitlines()[-1].startswith("| motion | 4 | 0.50 (0.50–0.50) | 0.75 ")

@@ -70,7 +70,7 @@ def test_two_objects_merged_into_one_are_distorted():
             drawn,
             category="numeracy",
             nouns=(noun,),
-            instances=tuple(replace(one, centres=CENTRE + (side * d, 0)) for side in (-1, 1)),
+            instances=tuple(replace(one, centres=CENTRE + np.array([side * d, 0])) for side in (-1, 1)),
         )
         for d in (14, 8)
     )

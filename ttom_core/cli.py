@@ -424,18 +424,18 @@ def _evaluate(options: argparse.Namespace) -> None:
     from .evaluation.evaluate import evaluate, figures, load_prompts, markdown
 
     _quiet()
-    settings = _settings(options)
+    methods = {"base": None, "ttom": _settings(options)}
     prompts = load_prompts(options.prompts, options.limit)
-    with tqdm(total=len(prompts), desc="evaluate") as bar:
+    with tqdm(desc="evaluate", unit="clip") as bar:
 
-        def advance(done: int, total: int, row: dict[str, Any]) -> None:
-            bar.n = done
-            bar.set_postfix_str(f"{row['base_composition']:.2f} → {row['ttom_composition']:.2f}")
+        def advance(left: int, row: dict[str, Any]) -> None:
+            bar.total = bar.n + 1 + left
+            bar.update()
 
         rows = evaluate(
             options.model,
             prompts,
-            settings,
+            methods,
             options.out / "rows.jsonl",
             seed=options.seed,
             steps=options.steps,
@@ -443,7 +443,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             pictures=options.out / "strips" if options.pictures else None,
             on_row=advance,
         )
-    table = figures(rows)
+    table = figures(rows, [("ttom", "base")])
     print(markdown(table))
     if options.result:
         # The benchmarks' own writer adds the commit and the machine; outside a clone there is neither.

@@ -11,7 +11,7 @@ FILL = {
     "circle": math.pi / 4,
     "square": 1.0,
     "triangle": 0.5,
-}  # share of its bounding box, each as wide as high
+}  # share of a square bounding box
 SIDES = (12 / 64, 20 / 64)  # the smallest and largest side of an object, as a share of the canvas
 CHANGING_SIDES = (9 / 64, 27 / 64)  # of one that grows or shrinks
 RASTER = 0.1  # what drawing in pixels does to a log ratio

@@ -1,25 +1,30 @@
-"""Held-out evaluation: base against TTOM at the same prompts, layouts' text and seeds, with intervals.
+"""Held-out evaluation: methods beside each other at the same prompts, plans and seeds, with intervals.
 
-Resumable: every finished prompt is one JSON line; a line counts only for the settings that made it.
+A method is the settings of its optimisation, or None for the base model. Every clip is one row under a
+key of all that decides it, so runs with methods or prompts in common share their clips, and an
+interrupted run continues.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..errors import TTOMError
+from .pool import Row, backbone_of, digest, rows_of
 from .scores import score
 
 if TYPE_CHECKING:
+    from ..backbones.base import Backbone
     from ..optimize import TTOSettings
+
+QUALITIES = ("composition", "presence", "distortion")
+SCORING = 1  # raised when the same clip is scored another way: rows of before then count for nothing
+Methods = Mapping[str, "TTOSettings | None"]
 
 
 def load_prompts(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
@@ -33,7 +38,127 @@ def load_prompts(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
             f"{path} is not a list of prompts with category, prompt, nouns and expect; "
             "make one with `python -m demo.prompts`."
         ) from error
+    if limit is not None and limit < 1:
+        raise TTOMError(f"The limit must be at least 1 prompt, not {limit}.")
     return rows[:limit]
+
+
+# Clips --------------------------------------------------------------------------------------------
+
+
+class Clip(NamedTuple):
+    """One clip to make and score: a prompt with its expectations, by one method."""
+
+    spec: dict[str, Any]
+    settings: TTOSettings | None
+    seed: int
+    steps: int
+    picture: str | None = None  # where its frames are kept
+
+    def key(self, fingerprint: str) -> str:
+        """What decides the row, the model included; the base model's is the same beside every method."""
+        settings = self.settings.model_dump(mode="json") if self.settings else None
+        return digest([SCORING, fingerprint, self.spec, settings, self.seed, self.steps])
+
+
+def make_clip(backbone: Backbone, clip: Clip) -> Row:
+    """Generate and score one clip, in a worker."""
+    from ..generate import generate
+    from ..planner import plan
+
+    prompt = clip.spec["prompt"]
+    layout = plan(prompt) if clip.settings else None
+    made = generate(backbone, prompt, layout, clip.settings, seed=clip.seed, steps=clip.steps)
+    if clip.picture:
+        save_frames(made.frames, Path(clip.picture))
+    scored = score(made.frames, clip.spec)
+    return {
+        "prompt": prompt,
+        "category": clip.spec["category"],
+        "seed": clip.seed,
+        **{quality: getattr(scored, quality) for quality in QUALITIES},
+        "seconds": made.seconds,
+        "first_loss": made.trace.first_loss if made.trace else None,
+        "last_loss": made.trace.last_loss if made.trace else None,
+    }
+
+
+def evaluate(
+    model: str,
+    prompts: list[dict[str, Any]],
+    methods: Methods,
+    rows_path: Path,
+    *,
+    seed: int = 0,
+    steps: int = 20,
+    workers: int | None = None,
+    pictures: Path | None = None,
+    on_row: Callable[[int, Row], None] | None = None,
+) -> dict[str, list[Row]]:
+    """The rows of each method, in the prompts' order, their noise being seed + the prompt's index.
+
+    Continues `rows_path`. With `pictures`, each prompt's methods are kept there beside each other with
+    their layout, and every clip's frames under `clips/`. `on_row(left, row)` is called for each new row.
+    """
+    if not methods:
+        raise TTOMError("There is no method to evaluate; name at least one.")
+    fingerprint = backbone_of(model).fingerprint
+    clips = pictures / "clips" if pictures else None
+    wanted: dict[tuple[str, int], str] = {}
+    jobs: dict[str, Clip] = {}
+    for name, settings in methods.items():
+        for index, spec in enumerate(prompts):
+            clip = Clip(spec, settings, seed + index, steps)
+            wanted[name, index] = key = clip.key(fingerprint)
+            jobs[key] = clip._replace(picture=str(clips / f"{key}.png")) if clips else clip
+
+    def tell(key: str, row: Row, left: int) -> None:
+        if on_row:
+            on_row(left, row)
+
+    rows = rows_of(make_clip, jobs, model, rows_path, workers=workers, on_row=tell)
+    if pictures and clips:
+        for index, spec in enumerate(prompts):
+            beside = {name: clips / f"{wanted[name, index]}.png" for name in methods}
+            _keep_strip(pictures, spec, seed + index, beside)
+    return {name: [rows[wanted[name, index]] for index in range(len(prompts))] for name in methods}
+
+
+def save_frames(frames: np.ndarray, path: Path) -> None:
+    """Frames uint8 [F, H, W, 3] as one lossless picture, one under the other, whole or not at all."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, height, width, _ = frames.shape
+    part = path.with_name(path.name + ".part")
+    sheet = Image.fromarray(frames.reshape(count * height, width, 3))
+    sheet.save(part, "PNG", optimize=True)
+    part.replace(path)
+
+
+def load_frames(path: Path) -> np.ndarray:
+    """What `save_frames` kept, of a clip whose frames are square."""
+    from PIL import Image
+
+    with Image.open(path) as sheet:
+        pixels = np.asarray(sheet.convert("RGB"))
+    side = pixels.shape[1]
+    return pixels.reshape(-1, side, side, 3)
+
+
+def _keep_strip(folder: Path, spec: dict[str, Any], seed: int, clips: Mapping[str, Path]) -> None:
+    """One prompt's methods beside each other with their layout; not those whose frames were not kept."""
+    from ..pictures import draw_layout, strip
+    from ..planner import plan
+
+    layout = plan(spec["prompt"])
+    rows = {name: draw_layout(load_frames(path), layout) for name, path in clips.items() if path.exists()}
+    if rows:
+        words = "_".join(spec["prompt"].replace(",", "").split())[:80]
+        strip(rows).save(folder / f"{spec['category']}_{seed}_{words}.png")
+
+
+# Figures ------------------------------------------------------------------------------------------
 
 
 def bootstrap(values: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[float, float, float]:
@@ -61,143 +186,59 @@ def quartiles(seconds: Sequence[float] | np.ndarray, unit: str) -> dict[str, Any
     return {"value": median, "low": low, "high": high, "n": len(seconds), "unit": unit}
 
 
-def figures(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Composition and presence of base and TTOM, overall and by category, as result-file figures."""
-    groups: dict[str, list[dict[str, Any]]] = {"": rows}
-    for row in rows:
-        groups.setdefault(f"_{row['category']}", []).append(row)
+def figures(
+    rows: Mapping[str, list[Row]], pairs: Iterable[tuple[str, str]] = (), by_category: bool = True
+) -> dict[str, dict[str, Any]]:
+    """A result file's figures: METHOD_QUALITY of each method, and QUALITY_of_A_over_B of each pair.
+
+    Both overall and, with the category's name behind it, by category; of each method also its seconds a
+    clip. A pair's is the mean of A − B at the same prompt and seed.
+    """
+    pairs = list(pairs)
     table = {}
-    for suffix, members in groups.items():
-        for method in ("base", "ttom"):
-            for quality in ("composition", "presence"):
-                values = [row[f"{method}_{quality}"] for row in members]
+    for suffix, chosen in _groups(rows, by_category).items():
+        for method, members in rows.items():
+            for quality in QUALITIES:
+                values = [members[i][quality] for i in chosen]
                 table[f"{method}_{quality}{suffix}"] = estimate(values, "score 0-1")
-        difference = [row["ttom_composition"] - row["base_composition"] for row in members]
-        table[f"gain_composition{suffix}"] = estimate(difference, "paired difference")
-    for method in ("base", "ttom"):
-        seconds = [row[f"{method}_seconds"] for row in rows]
+        for first, second in pairs:
+            for quality in QUALITIES:
+                gains = [rows[first][i][quality] - rows[second][i][quality] for i in chosen]
+                name = f"{quality}_of_{first}_over_{second}{suffix}"
+                table[name] = estimate(gains, "paired difference")
+    for method, members in rows.items():
+        seconds = [row["seconds"] for row in members]
         table[f"{method}_seconds"] = quartiles(seconds, "s a clip, one thread, median and quartiles")
     return table
 
 
-def markdown(table: dict[str, dict[str, Any]]) -> str:
-    """The figures as a table, one row a category."""
-    names = [k.removeprefix("gain_composition") for k in table if k.startswith("gain_composition")]
+def _groups(rows: Mapping[str, list[Row]], by_category: bool) -> dict[str, list[int]]:
+    """The rows' indices of all, under "", and of each category, under _CATEGORY."""
+    first = next(iter(rows.values()))
+    groups: dict[str, list[int]] = {"": list(range(len(first)))}
+    if by_category:
+        for index, row in enumerate(first):
+            groups.setdefault(f"_{row['category']}", []).append(index)
+    return groups
+
+
+def markdown(table: Mapping[str, dict[str, Any]]) -> str:
+    """The figures as a table of composition and presence, one row a category."""
+    methods = [name.removesuffix("_seconds") for name in table if name.endswith("_seconds")]
+    start = f"{methods[0]}_composition"
+    categories = [name.removeprefix(start) for name in table if name.startswith(start)]
+    columns = [f"{method}_{quality}" for quality in QUALITIES[:2] for method in methods]
     lines = [
-        "| category | prompts | base composition | TTOM composition | base presence | TTOM presence |",
-        "|---|---|---|---|---|---|",
+        "| category | prompts | " + " | ".join(column.replace("_", " ") for column in columns) + " |",
+        "|---" * (len(columns) + 2) + "|",
     ]
-    for suffix in names:
+    for suffix in categories:
         cells = [
             suffix.lstrip("_").replace("_", " ") or "**all**",
-            str(table[f"base_composition{suffix}"]["n"]),
+            str(table[start + suffix]["n"]),
         ]
-        for key in ("base_composition", "ttom_composition", "base_presence", "ttom_presence"):
-            f = table[key + suffix]
+        for column in columns:
+            f = table[column + suffix]
             cells.append(f"{f['value']:.2f} ({f['low']:.2f}–{f['high']:.2f})")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _key(model: str, fingerprint: str, settings: TTOSettings, seed: int, steps: int) -> str:
-    text = json.dumps([model, fingerprint, settings.model_dump(mode="json"), seed, steps], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-_WORKER: dict[str, Any] = {}
-
-
-def _start(model: str) -> None:
-    import torch
-
-    from ..backbones import load
-
-    torch.set_num_threads(1)
-    _WORKER["backbone"] = load(model)
-
-
-def _run(job: tuple[dict[str, Any], TTOSettings, int, int, str | None]) -> dict[str, Any]:
-    """Generate and score one prompt both ways, in a worker."""
-    from ..generate import generate
-    from ..planner import plan
-
-    spec, settings, seed, steps, pictures = job
-    backbone, prompt = _WORKER["backbone"], spec["prompt"]
-    layout = plan(prompt)
-    base = generate(backbone, prompt, seed=seed, steps=steps)
-    ttom = generate(backbone, prompt, layout, settings, seed=seed, steps=steps)
-    if pictures:
-        from ..pictures import draw_layout, strip
-
-        rows = {"base": draw_layout(base.frames, layout), "TTOM": draw_layout(ttom.frames, layout)}
-        name = f"{spec['category']}_{seed}_{'_'.join(prompt.replace(',', '').split())[:80]}.png"
-        strip(rows).save(Path(pictures) / name)
-    row: dict[str, Any] = {"prompt": prompt, "category": spec["category"], "seed": seed}
-    for name, result in (("base", base), ("ttom", ttom)):
-        scored = score(result.frames, spec)
-        row |= {
-            f"{name}_composition": scored.composition,
-            f"{name}_presence": scored.presence,
-            f"{name}_seconds": result.seconds,
-        }
-    assert ttom.trace is not None
-    return row | {"first_loss": ttom.trace.first_loss, "last_loss": ttom.trace.last_loss}
-
-
-def evaluate(
-    model: str,
-    prompts: list[dict[str, Any]],
-    settings: TTOSettings,
-    rows_path: Path,
-    *,
-    seed: int = 0,
-    steps: int = 20,
-    workers: int | None = None,
-    pictures: Path | None = None,
-    on_row: Callable[[int, int, dict[str, Any]], None] | None = None,
-) -> list[dict[str, Any]]:
-    """Score base and TTOM on every prompt (seed + its index as the noise), continuing `rows_path`."""
-    from ..backbones import load
-
-    key = _key(model, load(model).fingerprint, settings, seed, steps)
-    done: dict[tuple[str, int], dict[str, Any]] = {}
-    if rows_path.exists():
-        for line in rows_path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue  # the line that an interruption cut short
-            if row.get("key") == key:
-                done[row["prompt"], row["seed"]] = row
-    if pictures:
-        pictures.mkdir(parents=True, exist_ok=True)
-    wanted = [(spec, seed + index) for index, spec in enumerate(prompts)]
-    jobs = [
-        (spec, settings, s, steps, str(pictures) if pictures else None)
-        for spec, s in wanted
-        if (spec["prompt"], s) not in done
-    ]
-    rows_path.parent.mkdir(parents=True, exist_ok=True)
-    with rows_path.open("a") as file:
-        for row in _in_workers(jobs, model, workers or os.cpu_count() or 1):
-            done[row["prompt"], row["seed"]] = row
-            file.write(json.dumps(row | {"key": key}) + "\n")
-            file.flush()
-            if on_row:
-                on_row(len(done), len(wanted), row)
-    return [done[spec["prompt"], s] for spec, s in wanted]
-
-
-def _in_workers(jobs: list, model: str, workers: int) -> Iterable[dict[str, Any]]:
-    """Run the jobs in processes of one thread each: for a model this small that is the faster split."""
-    import multiprocessing
-
-    if not jobs:
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(model,)) as pool:
-        try:
-            yield from pool.map(_run, jobs)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
