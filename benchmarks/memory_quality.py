@@ -13,7 +13,6 @@ Writes results/memory_quality.json.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import re
@@ -22,11 +21,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from demo.memories import backbone_of, fill, in_processes
+from demo.memories import fill
 from ttom_core.adapter import Adapter
-from ttom_core.evaluation.evaluate import estimate, load_prompts, quartiles
+from ttom_core.evaluation.evaluate import SCORING, estimate, load_prompts, quartiles
+from ttom_core.evaluation.pool import backbone_of, digest, progress, rows_of
 from ttom_core.evaluation.results import write_result
 from ttom_core.evaluation.scores import score
 from ttom_core.fusion import fuse
@@ -80,6 +78,19 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
+# Composition of the first less that of the second, at the same prompts: what the paper claims, and more.
+PAIRS = (
+    ("tto", "base"),
+    ("memory_tto", "tto"),
+    ("memory_tto_4", "tto"),
+    ("memory_only", "base"),
+    ("memory_tto", "memory_only"),
+    ("memory_only", "memory_only_top10"),
+    ("memory_tto", "memory_tto_top10"),
+    *(("memory_tto", f"memory_tto_of_{size}") for size in SIZES[:-1]),
+)
+
+
 def mirrored(prompt: str) -> str | None:
     """The prompt with every direction and relation turned round; None where it has none."""
     turned = re.sub(r"\b(left|right|up|down|above|below)\b", lambda m: MIRROR[m[0]], prompt)
@@ -91,11 +102,14 @@ def _store(folder: str) -> MemoryStore:
     return MemoryStore(folder, read_only=True)
 
 
-def _start(variant: Variant, prompt: str, seed: int, stores: str, model: str) -> tuple[Adapter | None, int]:
+Start = tuple[Adapter | None, int]
+
+
+def _start(backbone: Any, variant: Variant, prompt: str, seed: int, stores: str) -> Start:
     """The adapter that a variant starts from, and of how many entries it is."""
     if not variant.memory:
         return None, 0
-    backbone, store = backbone_of(model), _store(f"{stores}/{variant.memory}")
+    store = _store(f"{stores}/{variant.memory}")
     rank = PRESETS["demo"].rank
     if variant.source == "random":
         entries = list(store.entries())
@@ -109,13 +123,13 @@ def _start(variant: Variant, prompt: str, seed: int, stores: str, model: str) ->
     return known.adapter, len(known.hits)
 
 
-def make(job: tuple[str, dict[str, Any], int, str, str]) -> dict[str, Any]:
+def make(backbone: Any, job: tuple[str, dict[str, Any], int, str]) -> dict[str, Any]:
     """One clip of one variant, scored."""
     from ttom_core.generate import generate
 
-    name, spec, seed, stores, model = job
-    variant, prompt, backbone = VARIANTS[name], spec["prompt"], backbone_of(model)
-    adapter, entries = _start(variant, prompt, seed, stores, model)
+    name, spec, seed, stores = job
+    variant, prompt = VARIANTS[name], spec["prompt"]
+    adapter, entries = _start(backbone, variant, prompt, seed, stores)
     settings = PRESETS["demo"].model_copy(update={"iterations": variant.iterations})
     if variant.until is not None:
         settings = settings.model_copy(update={"adapter_until_sigma": variant.until})
@@ -171,7 +185,7 @@ def figures(rows: list[dict[str, Any]], names: list[str]) -> dict[str, dict[str,
             table[f"{name}_{quantity}"] = estimate([row[quantity] for row in members], "score 0-1")
         seconds = [row["seconds"] for row in members]
         table[f"{name}_seconds"] = quartiles(seconds, "s a clip, one thread, median and quartiles")
-    for first, second in (("memory_tto", "tto"), ("memory_tto_4", "tto"), ("memory_only", "base")):
+    for first, second in PAIRS:
         if by_name.get(first) and by_name.get(second):
             alone = {row["prompt"]: row["composition"] for row in by_name[second]}
             gains = [row["composition"] - alone[row["prompt"]] for row in by_name[first]]
@@ -190,32 +204,20 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     options = parser.parse_args()
 
-    stores = options.out / "stores" / backbone_of(options.model).fingerprint.replace("/", "_")[-40:]
+    fingerprint = backbone_of(options.model).fingerprint
+    stores = options.out / "stores" / fingerprint.replace("/", "_")[-40:]
     build(stores, options.model, options.workers)
     prompts = load_prompts(PROMPTS / "held_out.json", options.limit)
     settings = PRESETS["demo"].model_dump(mode="json")
+    jobs = {}
+    for name in options.only:
+        for seed, spec in enumerate(prompts):
+            facts = [SCORING, fingerprint, settings, asdict(VARIANTS[name]), spec, seed]
+            jobs[digest(facts)] = (name, spec, seed, str(stores))
     path = options.out / "rows.jsonl"
-    done: dict[tuple[str, str], dict[str, Any]] = {}
-    made_with = {"model": backbone_of(options.model).fingerprint, "settings": settings}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        row = json.loads(line)
-        if row["made_with"] == made_with and row["how"] == asdict(VARIANTS[row["variant"]]):
-            done[row["variant"], row["prompt"]] = row
-    jobs = [
-        (name, spec, seed, str(stores), options.model)
-        for name in options.only
-        for seed, spec in enumerate(prompts)
-        if (name, spec["prompt"]) not in done
-    ]
-    with path.open("a") as file:
-        for row in tqdm(in_processes(make, jobs, options.workers), total=len(jobs), desc="held-out clips"):
-            how = asdict(VARIANTS[row["variant"]])
-            file.write(json.dumps(row | {"made_with": made_with, "how": how}) + "\n")
-            file.flush()
-            done[row["variant"], row["prompt"]] = row
-    wanted = {spec["prompt"] for spec in prompts}
-    rows = [row for row in done.values() if row["prompt"] in wanted]
-    table = figures(rows, list(VARIANTS))
+    with progress("held-out clips") as on_row:
+        rows = rows_of(make, jobs, options.model, path, workers=options.workers, on_row=on_row)
+    table = figures(list(rows.values()), options.only)
     for name, value in table.items():
         print(f"{name:45} {value['value']:8.3f}  ({value['low']:.3f} to {value['high']:.3f}, n {value['n']})")
     write_result(RESULT, f"python benchmarks/memory_quality.py --limit {options.limit}", 0, table)

@@ -7,20 +7,16 @@ entry for each scene among them: the exact average of its adapters, cut to their
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from ttom_core.backbones import load
 from ttom_core.evaluation.evaluate import load_prompts
+from ttom_core.evaluation.pool import in_workers
 from ttom_core.fusion import fuse
 from ttom_core.generate import generate
 from ttom_core.memory.embedding import PipelineEmbedder
@@ -38,25 +34,10 @@ PACK = Path(__file__).resolve().parent.parent / "memory_store" / "starter" / "de
 FIRST_SEED = 100_000  # far from any seed that a prompt is evaluated with
 
 
-@cache
-def backbone_of(model: str) -> Any:
-    """The model, loaded once in each process and worked by one thread."""
-    import torch
-
-    torch.set_num_threads(1)
-    return load(model)
-
-
-def in_processes(function: Callable[[Any], Any], jobs: Iterable[Any], workers: int) -> Iterator[Any]:
-    """Run jobs in processes of one thread each: for a model this small that is the faster split."""
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(function, jobs)
-
-
-def remember(job: tuple[str, int, str, str]) -> None:
+def remember(backbone: Any, job: tuple[str, int, str]) -> None:
     """Optimise one prompt from scratch and keep what was found."""
-    prompt, seed, folder, model = job
-    backbone, settings, layout = backbone_of(model), PRESETS["demo"], plan(prompt)
+    prompt, seed, folder = job
+    settings, layout = PRESETS["demo"], plan(prompt)
     made = generate(backbone, prompt, layout, settings, seed=seed)
     assert made.adapter is not None and made.trace is not None
     with MemoryStore(folder) as store:
@@ -76,12 +57,12 @@ def fill(folder: Path, model: str, workers: int) -> list[str]:
     prompts = [str(row["prompt"]) for row in load_prompts(FOLDER / "memory.json")]
     with MemoryStore(folder) as store:
         there = {entry.prompt for entry in store.entries()}
-    jobs = [
-        (prompt, FIRST_SEED + index, str(folder), model)
+    jobs = {
+        prompt: (prompt, FIRST_SEED + index, str(folder))
         for index, prompt in enumerate(prompts)
         if prompt not in there
-    ]
-    for _ in tqdm(in_processes(remember, jobs, workers), total=len(jobs), desc="remember"):
+    }
+    for _ in tqdm(in_workers(remember, jobs, model, workers), total=len(jobs), desc="remember"):
         pass
     return prompts
 

@@ -419,19 +419,13 @@ def _stream(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from .evaluation.evaluate import evaluate, figures, load_prompts, markdown
+    from .evaluation.pool import progress
 
     _quiet()
     methods = {"base": None, "ttom": _settings(options)}
     prompts = load_prompts(options.prompts, options.limit)
-    with tqdm(desc="evaluate", unit="clip") as bar:
-
-        def advance(left: int, row: dict[str, Any]) -> None:
-            bar.total = bar.n + 1 + left
-            bar.update()
-
+    with progress("evaluate") as on_row:
         rows = evaluate(
             options.model,
             prompts,
@@ -441,7 +435,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             steps=options.steps,
             workers=options.workers,
             pictures=options.out / "strips" if options.pictures else None,
-            on_row=advance,
+            on_row=on_row,
         )
     table = figures(rows, [("ttom", "base")])
     print(markdown(table))

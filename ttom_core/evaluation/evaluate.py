@@ -112,11 +112,7 @@ def evaluate(
             wanted[name, index] = key = clip.key(fingerprint)
             jobs[key] = clip._replace(picture=str(clips / f"{key}.png")) if clips else clip
 
-    def tell(key: str, row: Row, left: int) -> None:
-        if on_row:
-            on_row(left, row)
-
-    rows = rows_of(make_clip, jobs, model, rows_path, workers=workers, on_row=tell)
+    rows = rows_of(make_clip, jobs, model, rows_path, workers=workers, on_row=on_row)
     if pictures and clips:
         for index, spec in enumerate(prompts):
             beside = {name: clips / f"{wanted[name, index]}.png" for name in methods}

@@ -85,12 +85,12 @@ def rows_of(
     path: Path,
     *,
     workers: int | None = None,
-    on_row: Callable[[str, Row, int], None] | None = None,
+    on_row: Callable[[int, Row], None] | None = None,
 ) -> dict[str, Row]:
     """The row of every job by its key, in the jobs' order; what `path` holds already is not made again.
 
-    A key says all that decides the row (`digest`). `on_row(key, row, left)` is called for each row that
-    is made now, `left` being how many are still to come.
+    A key says all that decides the row (`digest`). `on_row(left, row)` is called for each row that is
+    made now, `left` being how many are still to come.
     """
     known = _read(path)
     missing = {key: job for key, job in jobs.items() if key not in known}
@@ -103,8 +103,22 @@ def rows_of(
                 file.flush()
                 known[key], left = row, left - 1
                 if on_row:
-                    on_row(key, row, left)
+                    on_row(left, row)
     return {key: known[key] for key in jobs}
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[int, Row], None]]:
+    """A bar on the terminal, as an `on_row`; it counts what this run makes."""
+    from tqdm import tqdm
+
+    with tqdm(desc=label, unit="clip") as bar:
+
+        def advance(left: int, row: Row) -> None:
+            bar.total = bar.n + 1 + left
+            bar.update()
+
+        yield advance
 
 
 def _read(path: Path) -> dict[str, Row]:
