@@ -1,12 +1,15 @@
 """The whole story in one function: a prompt and its layout become a composed video.
 
 layout → soft masks → the pipeline's own sampling loop with test-time optimisation → frames
+
+What is optimised is an adapter (`optimize.TTO`), the latents (`latents.LatentGuidance`) or both.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +18,7 @@ import torch
 from .adapter import Adapter
 from .backbones.base import Backbone
 from .errors import TTOMError
+from .latents import LatentGuidance
 from .layout import Layout
 from .masks import soft_masks
 from .optimize import TTO, Trace, TTOSettings
@@ -59,11 +63,12 @@ def generate(
     on_progress: Callable[[Progress], None] | None = None,
     keep_maps: bool = False,
 ) -> Generation:
-    """Sample a clip; with `settings`, optimise an adapter on `layout` during the first steps.
+    """Sample a clip; with `settings`, follow `layout` during the first steps by what they optimise.
 
     `settings=None` is the plain base model. `adapter` is where the optimisation starts (from a memory).
     Raising inside `on_progress` interrupts the run; whatever happens, the model is left as it was found.
-    The same seed gives the same noise with and without optimisation.
+    The same seed gives the same noise with and without optimisation, unless `settings.latents` choose
+    among several.
     """
     if not prompt.strip():
         raise TTOMError("The prompt is empty; describe what the video should show.")
@@ -73,7 +78,7 @@ def generate(
     started = time.perf_counter()
     report = _Reporter(steps, on_progress)
 
-    def sample() -> np.ndarray:
+    def sample(seed: int) -> np.ndarray:
         return backbone.sample(
             prompt,
             negative_prompt=negative_prompt,
@@ -87,25 +92,41 @@ def generate(
         )
 
     tto: TTO | None = None
-    if settings is None:
-        frames = sample()
-    else:
-        assert layout is not None
-        grid = backbone.token_grid(num_frames, height, width)
-        masks = soft_masks(layout, grid, settings.mask_kind, settings.softness)
-        tto = TTO(
-            backbone,
-            masks,
-            prompt,
-            settings,
-            steps=steps,
-            adapter=adapter,
-            on_progress=report.iteration,
-            keep_maps=keep_maps,
-        )
-        report.plan(tto.planned_iterations)
-        with tto:
-            frames = sample()
+    noise_seed = seed
+    with ExitStack() as stack:
+        if settings is not None:
+            assert layout is not None
+            grid = backbone.token_grid(num_frames, height, width)
+            masks = soft_masks(layout, grid, settings.mask_kind, settings.softness)
+            tto = TTO(
+                backbone,
+                masks,
+                prompt,
+                settings,
+                steps=steps,
+                adapter=adapter,
+                on_progress=report.iteration,
+                keep_maps=keep_maps,
+            )
+            report.plan(tto.planned_iterations)
+            if settings.latents is not None:
+                if settings.latents.energy == "lvd":
+                    masks = soft_masks(layout, grid, "hard_box")
+                guidance = LatentGuidance(
+                    backbone,
+                    masks,
+                    prompt,
+                    settings,
+                    steps=steps,
+                    trace=tto.trace,
+                    on_progress=report.latent_iteration,
+                    keep_maps=keep_maps,
+                )
+                report.plan(tto.planned_iterations, guidance.planned_iterations)
+                noise_seed = guidance.best_seed(seed, sample)
+                stack.enter_context(guidance)  # before the adapter, which is optimised on what it moves
+            stack.enter_context(tto)
+        frames = sample(noise_seed)
     return Generation(
         frames=frames,
         adapter=tto.adapter if tto else None,
@@ -114,6 +135,7 @@ def generate(
             "prompt": prompt,
             "negative_prompt": negative_prompt,
             "seed": seed,
+            "noise_seed": noise_seed,
             "steps": steps,
             "guidance_scale": guidance_scale,
             "num_frames": num_frames,
@@ -136,12 +158,19 @@ class _Reporter:
         self.steps, self.callback = steps, callback
         self.plan([0] * steps)
 
-    def plan(self, iterations: Sequence[int]) -> None:
-        """Take the planned iterations of every step."""
-        self.begin = [sum(iterations[:k]) + k for k in range(self.steps + 1)]
+    def plan(self, adapter: Sequence[int], latents: Sequence[int] | None = None) -> None:
+        """Take the planned iterations of every step; the latents' come first."""
+        self.latents = latents or [0] * self.steps
+        self.begin = [sum(adapter[:k]) + sum(self.latents[:k]) + k for k in range(self.steps + 1)]
+
+    def latent_iteration(self, step: int, iteration: int, loss: float | None) -> None:
+        done = self.begin[step] + iteration + 1
+        self._send(
+            "optimise", done, loss, f"moving the latents of step {step + 1}, iteration {iteration + 1}"
+        )
 
     def iteration(self, step: int, iteration: int, loss: float | None) -> None:
-        done = self.begin[step] + iteration + 1
+        done = self.begin[step] + self.latents[step] + iteration + 1
         self._send("optimise", done, loss, f"optimising step {step + 1}, iteration {iteration + 1}")
 
     def step(self, index: int) -> None:
