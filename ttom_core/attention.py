@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from .errors import TTOMError
 
 PhraseTokens = Sequence[Sequence[int]]
+JointMap = Literal["video_to_text", "text_to_video", "renormalized"]
 
 
 def phrase_maps(query: Tensor, key: Tensor, tokens: PhraseTokens, keep_heads: bool = False) -> Tensor:
@@ -43,6 +44,33 @@ def phrase_maps(query: Tensor, key: Tensor, tokens: PhraseTokens, keep_heads: bo
     return attended.transpose(-1, -2) / counts.view(-1, 1)
 
 
+def joint_phrase_maps(
+    query: Tensor,
+    key: Tensor,
+    tokens: PhraseTokens,
+    text: int,
+    kind: JointMap = "video_to_text",
+    keep_heads: bool = False,
+) -> Tensor:
+    """As `phrase_maps`, of a joint attention over `text` text tokens and S video tokens after them.
+
+    `video_to_text` is the phrase's columns of the video's rows; `text_to_video` the phrase's rows, nearly
+    free; both are shares of the whole softmax. `renormalized` is the first as shares of the text alone: a
+    different objective, with different gradients.
+    """
+    if kind == "video_to_text":
+        return phrase_maps(query[:, :, text:], key, tokens, keep_heads)
+    if kind == "renormalized":
+        return phrase_maps(query[:, :, text:], key[:, :, :text], tokens, keep_heads)
+    rows = [position for positions in tokens for position in positions]
+    weights = (query[:, :, rows] @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
+    weights = weights[..., text:] if weights.dtype == torch.float64 else weights[..., text:].float()
+    if not keep_heads:
+        weights = weights.mean(1)
+    parts = weights.split([len(positions) for positions in tokens], -2)
+    return torch.stack([part.mean(-2) for part in parts], -2)
+
+
 class EarlyExit(Exception):
     """Leaves a forward pass once everything wanted of it is known; never seen outside the core."""
 
@@ -51,8 +79,8 @@ class EarlyExit(Exception):
 class PrefixCache:
     """What comes before the first adapted cross-attention, the same in all iterations of a denoising step.
 
-    That is the arguments of its block and the output of the block's self-attention. Valid for one
-    (latents, timestep, conditioning); make a new one for every step.
+    That is the arguments of its block and, where no adapter acts on it, the output of the block's
+    self-attention. Valid for one (latents, timestep, conditioning); make a new one for every step.
     """
 
     first_block: int
@@ -64,21 +92,18 @@ class PrefixCache:
 class MapProbe:
     """Collects the maps of some layers while their blocks run.
 
-    `tap(layer, query, key)` takes projections as [B, tokens, heads·d]. A layer's maps are [N, τ, h, w],
-    with `keep_heads` [heads, N, τ, h, w].
+    `read(query, key)` makes maps [B, …, N, S] of what a layer's query and key modules gave; a layer's maps
+    are then […, N, τ, h, w].
     """
 
     layers: Sequence[int]
-    tokens: PhraseTokens
-    heads: int
     grid: tuple[int, int, int]
+    read: Callable[[Tensor, Tensor], Tensor]
     exit_early: bool = True
-    keep_heads: bool = False
     maps: dict[int, Tensor] = field(default_factory=dict)
 
     def tap(self, layer: int, query: Tensor, key: Tensor) -> None:
-        q, k = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (query, key))
-        maps = phrase_maps(q, k, self.tokens, self.keep_heads)
+        maps = self.read(query, key)
         if layer in self.maps:
             return  # checkpointing runs the block again in backward; the first map is in the graph
         self.maps[layer] = maps[0].unflatten(-1, self.grid)
@@ -115,17 +140,24 @@ def tapped(probe: MapProbe, projections: Mapping[int, tuple[nn.Module, nn.Module
 
 
 @contextmanager
-def captured(prefix: PrefixCache, block: nn.Module, self_attention: nn.Module) -> Iterator[None]:
-    """Fill a prefix cache from the forward pass inside, which ends after the block's self-attention."""
+def captured(prefix: PrefixCache, block: nn.Module, self_attention: nn.Module | None) -> Iterator[None]:
+    """Fill a prefix cache from the forward pass inside, which ends after the block's self-attention.
 
-    def enter(module: nn.Module, args: tuple[object, ...]) -> None:
-        prefix.state = args
+    Where the block has none that is free of adapters, it ends before the block.
+    """
+
+    def enter(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        prefix.state = (*args, *kwargs.values())
+        if self_attention is None:
+            raise EarlyExit
 
     def leave(module: nn.Module, inputs: object, output: Tensor) -> None:
         prefix.self_attention = output
         raise EarlyExit
 
-    handles = [block.register_forward_pre_hook(enter), self_attention.register_forward_hook(leave)]
+    handles = [block.register_forward_pre_hook(enter, with_kwargs=True)]
+    if self_attention is not None:
+        handles.append(self_attention.register_forward_hook(leave))
     try:
         yield
     except EarlyExit:

@@ -1,0 +1,288 @@
+"""What the backbones behind diffusers' pipelines share; a family's own file holds what differs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..attention import EarlyExit, MapProbe, PhraseTokens, PrefixCache, captured, recalled, tapped
+from ..errors import TTOMError
+from .phrases import phrase_positions
+from .scheduler import stepping_from
+from .traps import refuse_untrainable
+
+
+class PipelineBackbone(ABC):
+    """Answers the backbone protocol for a diffusers pipeline, from what its family says of itself."""
+
+    family: ClassVar[str]  # the first word of its fingerprints
+    pipeline_class: ClassVar[Any]
+    fps_default: ClassVar[int]
+    blocks_name: ClassVar[str]
+    attention_name: ClassVar[str]  # of the attention, in a block, that the text is a part of
+    # An attention before that one in the block, which adapters leave alone.
+    self_attention_name: ClassVar[str | None] = None
+
+    def __init__(self, pipeline: Any, fps: int | None = None) -> None:
+        self.pipeline, self.transformer = pipeline, pipeline.transformer
+        self.fps = fps or self.fps_default
+        self.blocks: nn.ModuleList = getattr(self.transformer, self.blocks_name)
+        self.num_layers = len(self.blocks)
+        self.check_trainable()
+        self.max_text_tokens = self._text_limit()
+        self.fingerprint = _fingerprint(self.family, self.transformer)
+        self._encoded: tuple[str, Tensor] | None = None
+        pipeline.set_progress_bar_config(disable=True)
+
+    @classmethod
+    def from_folder(cls, folder: Path, device: str | None, dtype: torch.dtype | None) -> PipelineBackbone:
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
+        with warnings.catch_warnings():
+            # Newer releases prefer `dtype`, which the oldest that we take do not know.
+            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
+            pipeline = cls.pipeline_class.from_pretrained(
+                folder,
+                torch_dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,  # never a pickle
+                **cls._own_parts(folder),
+            )
+        clip = folder / "clip.json"  # what the model was trained to make
+        fps = json.loads(clip.read_text())["fps"] if clip.exists() else None
+        return cls(pipeline.to(device), fps)
+
+    @classmethod
+    def _own_parts(cls, folder: Path) -> dict[str, Any]:
+        """Parts of the pipeline that are loaded otherwise than its listing says."""
+        return {}
+
+    def check_trainable(self, lowest_sigma: float = 1.0) -> None:
+        attentions = [getattr(block, self.attention_name) for block in self.blocks]
+        refuse_untrainable(self.transformer, attentions, self.pipeline._execution_device)
+
+    # Sizes ----------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def _patch(self) -> tuple[int, int, int]:
+        """Latents to a token: (frames, rows, columns)."""
+
+    @abstractmethod
+    def _frames_step(self) -> int:
+        """The clip's frames are a multiple of this, and one."""
+
+    def check_size(self, num_frames: int, height: int, width: int) -> None:
+        step = self._frames_step()
+        if num_frames < 1 or (num_frames - 1) % step:
+            near = max(1, round((num_frames - 1) / step) * step + 1)
+            raise TTOMError(
+                f"{num_frames} frames do not fit the VAE, which takes {step}·n+1; use {near}, for example."
+            )
+        multiple = self.pipeline.vae_scale_factor_spatial * self._patch[1]
+        for name, size in (("height", height), ("width", width)):
+            if size < multiple or size % multiple:
+                raise TTOMError(f"The {name} must be a multiple of {multiple}, not {size}.")
+
+    def token_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        self.check_size(num_frames, height, width)
+        t, s = self.pipeline.vae_scale_factor_temporal, self.pipeline.vae_scale_factor_spatial
+        p_t, p_h, p_w = self._patch
+        # Rounded up: latent frames that do not fill a patch are padded.
+        return -(-((num_frames - 1) // t + 1) // p_t), height // s // p_h, width // s // p_w
+
+    # Text -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _text_limit(self) -> int:
+        """The text tokens of a denoiser call, the end-of-text token and the padding among them."""
+
+    def _clean(self, text: str) -> str:
+        """A prompt as the pipeline gives it to the tokenizer."""
+        return text
+
+    def phrase_tokens(self, prompt: str, phrases: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        text = self._clean(prompt)
+        # Not verbose: prompts past the limit are answered in words of our own.
+        encoding = self.pipeline.tokenizer(text, return_offsets_mapping=True, truncation=False, verbose=False)
+        cleaned = [self._clean(phrase) for phrase in phrases]
+        found = phrase_positions(text, encoding["offset_mapping"], cleaned, self.max_text_tokens)
+        return {phrase: found[clean] for phrase, clean in zip(phrases, cleaned, strict=True)}
+
+    def encode(self, prompt: str) -> Tensor:
+        """The prompt's embedding [1, max_text_tokens, d], remembered for the last prompt."""
+        if self._encoded is None or self._encoded[0] != prompt:
+            with torch.no_grad():
+                embeds, _ = self.pipeline.encode_prompt(
+                    prompt,
+                    do_classifier_free_guidance=False,
+                    max_sequence_length=self.max_text_tokens,
+                )
+            self._encoded = (prompt, embeds)
+        return self._encoded[1]
+
+    def conditional_rows(self, prompt: str, conditioning: Tensor) -> list[int]:
+        wanted = self.encode(prompt)[0].to(conditioning)
+        return [
+            i for i, row in enumerate(conditioning) if row.shape == wanted.shape and torch.equal(row, wanted)
+        ]
+
+    # Adapters and maps ----------------------------------------------------------------------------
+
+    def adapter_modules(self, layers: Sequence[int], scope: str) -> dict[str, nn.Linear]:
+        last = max(layers)
+        blocks = range(last + 1) if scope == "reachable" else sorted(layers)
+        modules = {}
+        for index in blocks:
+            # The deepest map depends on its layer's q and k only: v and o would get no gradient.
+            names = ("to_q", "to_k") if index == last else ("to_q", "to_k", "to_v", "to_out.0")
+            for name in names:
+                path = f"{self.blocks_name}.{index}.{self.attention_name}.{name}"
+                modules[path] = self.transformer.get_submodule(path)
+        return modules
+
+    @abstractmethod
+    def _latent_size(self, latents: Tensor) -> tuple[int, int, int]:
+        """Latent frames, rows and columns of a denoiser call."""
+
+    def _shared_inputs(self, call: dict[str, Any]) -> dict[str, Any]:
+        """What the denoiser is called with beside the latents, the timestep and the text."""
+        return {}
+
+    @abstractmethod
+    def _reader(
+        self, call: dict[str, Any], tokens: PhraseTokens, keep_heads: bool
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """Maps of what the attention's norm_q and norm_k give (`MapProbe.read`)."""
+
+    def maps(
+        self,
+        call: dict[str, Any],
+        rows: Sequence[int],
+        tokens: PhraseTokens,
+        layers: Sequence[int],
+        *,
+        prefix: PrefixCache | None = None,
+        early_exit: bool = True,
+        checkpointing: bool = False,
+        keep_heads: bool = False,
+    ) -> dict[int, Tensor]:
+        blocks, chosen = self.blocks, list(rows)
+        latents = call["hidden_states"][chosen]
+        size = self._latent_size(latents)
+        grid = (size[0] // self._patch[0], size[1] // self._patch[1], size[2] // self._patch[2])
+        probe = MapProbe(layers, grid, self._reader(call, tokens, keep_heads), early_exit)
+        attentions = {i: getattr(blocks[i], self.attention_name) for i in layers}
+        projections = {i: (attention.norm_q, attention.norm_k) for i, attention in attentions.items()}
+
+        # No cache to go on from: one for this call alone, in which nothing before an adapter is left out.
+        # Nothing in it has a gradient, unless the latents themselves are optimised.
+        start = PrefixCache(0) if prefix is None else prefix
+        first, last = start.first_block, max(layers)
+        constant = getattr(blocks[first], self.self_attention_name) if self.self_attention_name else None
+        if start.state is None:
+            gradients = torch.is_grad_enabled() and latents.requires_grad
+            with torch.set_grad_enabled(gradients), captured(start, blocks[first], constant):
+                # The host's attention_kwargs stay out: a LoRA scale in them would be gone in backward.
+                self.transformer.forward(
+                    hidden_states=latents,
+                    timestep=call["timestep"][chosen],
+                    encoder_hidden_states=call["encoder_hidden_states"][chosen],
+                    return_dict=False,
+                    **self._shared_inputs(call),
+                )
+        assert start.state is not None
+
+        def run(index: int, *state: Any) -> tuple[Any, ...]:
+            # The taps are set here, not around the loop: checkpointing runs this again in backward.
+            mine = {index: projections[index]} if index in projections else {}
+            recall: AbstractContextManager[None] = nullcontext()
+            if index == first and start.self_attention is not None:
+                recall = recalled(constant, start.self_attention)
+            with tapped(probe, mine), recall:
+                output = blocks[index](*state)
+            return output if isinstance(output, tuple) else (output,)
+
+        state = start.state
+        try:
+            for index in range(first, (last + 1) if early_exit else self.num_layers):
+                if checkpointing and index < last:
+                    moved = checkpoint(run, index, *state, use_reentrant=False)
+                else:
+                    moved = run(index, *state)
+                # A block gives its first arguments anew; the others are the same for all.
+                state = (*moved, *state[len(moved) :])
+        except EarlyExit:
+            pass
+        return probe.maps
+
+    # Sampling -------------------------------------------------------------------------------------
+
+    def latents_moved(self, move: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
+        return stepping_from(self.pipeline.scheduler, move)
+
+    @abstractmethod
+    def sigmas(self, steps: int) -> list[float]: ...
+
+    @abstractmethod
+    def sigma_of(self, timestep: Tensor) -> float: ...
+
+    def sample(
+        self,
+        prompt: str,
+        *,
+        negative_prompt: str,
+        num_frames: int,
+        height: int,
+        width: int,
+        steps: int,
+        guidance_scale: float,
+        generator: torch.Generator,
+        on_step: Callable[[int], None],
+    ) -> np.ndarray:
+        def ended(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            on_step(step)
+            return tensors
+
+        video = self.pipeline(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            generator=generator,
+            max_sequence_length=self.max_text_tokens,
+            callback_on_step_end=ended,
+            output_type="np",
+        ).frames[0]
+        return (video * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def _fingerprint(family: str, transformer: Any) -> str:
+    """Family, sizes and weight identity: the start of every parameter, hashed in fp32.
+
+    A user's LoRAs are no part of it: an adapter for the model is one for the model with a LoRA too.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in transformer.named_parameters():
+        if ".lora_" in name:
+            continue
+        name = name.replace(".base_layer.", ".")  # where peft keeps the layer that a LoRA is on
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().flatten()[:16].float().cpu().numpy().tobytes())
+    config = transformer.config
+    width = config.num_attention_heads * config.attention_head_dim
+    return f"{family}-{config.num_layers}x{width}-{digest.hexdigest()[:16]}"
