@@ -92,16 +92,20 @@ def store_table(figures: Figures) -> str:
 
 def presets_table() -> str:
     """One row a setting, one column a preset."""
-    from ttom_core.optimize import PRESETS, TTOSettings
+    from ttom_core.optimize import PRESETS, LatentSettings, TTOSettings
 
     values = {name: preset.model_dump(mode="json") for name, preset in PRESETS.items()}
+    meanings = [(name, field.description) for name, field in TTOSettings.model_fields.items()]
+    meanings += [(f"latents.{n}", field.description) for n, field in LatentSettings.model_fields.items()]
     lines = [
         "| setting | " + " | ".join(values) + " | meaning |",
         "|---" * (len(values) + 2) + "|",
     ]
-    for setting, field in TTOSettings.model_fields.items():
-        cells = [_setting(preset[setting]) for preset in values.values()]
-        lines.append("| " + " | ".join([f"`{setting}`", *cells, field.description or ""]) + " |")
+    for setting, meaning in meanings:
+        group, _, name = setting.rpartition(".")
+        found = [(preset[group] or {}) if group else preset for preset in values.values()]
+        cells = [_setting(preset.get(name)) for preset in found]
+        lines.append("| " + " | ".join([f"`{setting}`", *cells, meaning or ""]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -122,6 +126,8 @@ def _setting(value: object) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        return "see below"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

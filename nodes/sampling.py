@@ -83,7 +83,8 @@ class TTOSampler(io.ComfyNode):
                     options=list(PRESETS),
                     default="demo",
                     tooltip="The settings of the optimisation: tuned for the demo model, as the "
-                    "paper states them, or as the authors' code has them.",
+                    "paper states them, or as the authors' code has them; lvd, latent and noise move the "
+                    "latents instead, best does both.",
                 ),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
                 io.Int.Input("steps", default=20, min=1, max=1000),
@@ -134,7 +135,7 @@ class TTOSampler(io.ComfyNode):
         if masks is not None:
             choice: dict[str, object] = {"mask_kind": masks.kind, "softness": masks.softness}
             if not optimise:
-                choice["iterations"] = 0
+                choice |= {"iterations": 0, "latents": None}
             settings = PRESETS[preset].model_copy(update=choice)
         with torch.inference_mode(False):
             made = generate(
@@ -153,7 +154,9 @@ class TTOSampler(io.ComfyNode):
                 on_progress=host.progress_on(cls.hidden.unique_id),
             )
         lora = host.lora_model(made.adapter) if made.adapter else host.nothing()
-        loss = {"loss": [row.loss for row in made.trace.rows]} if made.trace else host.nothing()
+        loss = host.nothing()
+        if made.trace:
+            loss = {"loss": [row.loss for row in made.trace.rows or made.trace.latent_rows]}
         solved = host.nothing()
         if masks is not None and settings is not None and made.adapter and made.trace:
             solved = Solved(prompt, masks.layout, made.adapter, made.trace, settings)

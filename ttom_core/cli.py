@@ -133,13 +133,17 @@ def _language_model(parser: argparse.ArgumentParser) -> None:
 
 def _sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=str(DEMO / "model"), help="a diffusers folder (default: the demo)")
-    parser.add_argument("--preset", default="demo", help="demo, paper or released (default: demo)")
+    parser.add_argument(
+        "--preset",
+        default="demo",
+        help="demo, paper, released, best, or the rivals lvd, latent and noise (default: demo)",
+    )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="change one setting of the preset, e.g. --set iterations=4",
+        help="change one setting of the preset, e.g. --set iterations=4 or --set latents.step_size=0.01",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
@@ -202,14 +206,26 @@ def _settings(options: argparse.Namespace) -> TTOSettings:
     values: dict[str, Any] = PRESETS[options.preset].model_dump()
     for change in options.set:
         name, sign, text = change.partition("=")
-        if not sign or name not in values:
-            known = ", ".join(values)
+        *groups, leaf = name.split(".")
+        place: Any = values
+        for group in groups:
+            place = place.get(group) if isinstance(place, dict) else None
+        if not sign or not isinstance(place, dict) or leaf not in place:
+            known = ", ".join(_names(values))
             raise TTOMError(f"--set {change!r} names no setting; write NAME=VALUE with one of {known}.")
         try:
-            values[name] = json.loads(text)
+            place[leaf] = json.loads(text)
         except ValueError:
-            values[name] = text
+            place[leaf] = text
     return _validated(TTOSettings, values)
+
+
+def _names(values: dict[str, Any], group: str = "") -> Iterator[str]:
+    """The names of all settings, those of a group behind a dot."""
+    for name, value in values.items():
+        yield group + name
+        if isinstance(value, dict):
+            yield from _names(value, f"{group}{name}.")
 
 
 def _tell(layout: Layout) -> None:
@@ -364,8 +380,8 @@ def _write(
         before = heatmap(composed.frames, befores[phrase])
         after = heatmap(composed.frames, afters[phrase])
         strip({"before": before, "after": after}).save(out / f"{name}.png")
-    if trace.rows:
-        loss_curve(trace.rows, out / "loss.png")
+    if rows := trace.rows or trace.latent_rows:
+        loss_curve(rows, out / "loss.png")
     if composed.adapter is not None:
         composed.adapter.save(out / "adapter.safetensors")
     record = {
@@ -373,6 +389,7 @@ def _write(
         "layout": json.loads(layout.to_json()),
         "seconds": {"ttom": composed.seconds, "base": base.seconds if base else None},
         "loss": [list(row) for row in trace.rows],
+        "latent_loss": [list(row) for row in trace.latent_rows],
     }
     (out / "settings.json").write_text(json.dumps(record, indent=1))
 

@@ -65,7 +65,7 @@ class TTOSettings(BaseModel):
     alpha: float = Field(32.0, gt=0, description="LoRA scale is alpha/rank")
     learning_rate: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    iterations: int = Field(8, ge=0, description="per optimised step; 0 is the base model")
+    iterations: int = Field(8, ge=0, description="per optimised step; 0 leaves the adapter out")
     sigma_start: float = Field(1.0, ge=0, le=1, description="optimise steps at noise levels from here…")
     sigma_end: float = Field(0.9, ge=0, le=1, description="…down to here")
     adapter_until_sigma: float = Field(0.0, ge=0, le=1, description="adapter off below this noise level")

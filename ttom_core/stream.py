@@ -61,7 +61,7 @@ def generate_with_memory(
         modules=backbone.adapter_modules(settings.layers, settings.scope).keys(),
     )
     if use.mode == "read":
-        settings = settings.model_copy(update={"iterations": 0})
+        settings = settings.model_copy(update={"iterations": 0, "latents": None})
     made = generate(backbone, prompt, layout, settings, adapter=known.adapter, **sampling)
     change = ""
     if use.mode == "learn":
