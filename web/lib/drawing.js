@@ -132,15 +132,6 @@ export function setPhrase(drawing, id, phrase) {
   return text ? changed(drawing, id, () => ({ phrase: text })) : drawing;
 }
 
-export function moveInStack(drawing, id, steps) {
-  const objects = [...drawing.layout.objects];
-  const from = objects.findIndex((object) => object.id === id);
-  const to = Math.min(Math.max(from + steps, 0), objects.length - 1);
-  if (from < 0 || to === from) return drawing;
-  objects.splice(to, 0, ...objects.splice(from, 1));
-  return withObjects(drawing, objects);
-}
-
 // Which keyframe of an object stands at a time, -1 when none does.
 export function keyAt(object, time, frames) {
   return object.keyframes.findIndex((key) => Math.abs(key.time - time) <= nearTime(frames));

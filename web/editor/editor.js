@@ -1,0 +1,701 @@
+// The layout editor: a stage with the boxes of one moment, a timeline, and fields for numbers and
+// names. It knows no ComfyUI: its host gives it a value and a size, and is told of every change.
+
+import { moved, parseLength, resized, showLength } from "../lib/box.js";
+import {
+  addKey, colourOf, copyJson, drawingJson, duplicateObject, emptyDrawing, keyAt, lookOf, objectOf, openDrawing,
+  pasteJson, removeKey, removeObject, renameObject, setBox, setEase, setLook, setPhrase, setStage,
+} from "../lib/drawing.js";
+import { record, redo, startHistory, undo } from "../lib/history.js";
+import { EASES, LayoutError, boxAt, parseLayout } from "../lib/layout.js";
+import { frameOf, parseTime, showTime, timeOf } from "../lib/timeline.js";
+import { button, element, follow, icon } from "./elements.js";
+import { Stage } from "./stage.js";
+import { Tracks } from "./tracks.js";
+
+const FRAMES_A_SECOND = 12; // of the preview; the video's own rate is not known here
+const HINT = "Drag on the canvas to draw a box; move to another frame and drag the box to make it move.";
+const EASE_NAMES = { linear: "even", in: "starts gently", out: "ends gently", in_out: "both gently", hold: "waits" };
+
+export class LayoutEditor {
+  #history = startHistory(emptyDrawing());
+  #host;
+  #cancel = null; // takes a running drag back
+  #playing = null;
+  #pending = 0;
+  #upstream = "";
+  #written = ""; // the value as the host last had it from us
+  #observer;
+
+  time = 0;
+  selected = null;
+  selectedKey = null;
+  tool = "select";
+  options = { snap: true, onion: true, unit: "px" };
+  frames = []; // images of the background, evenly spread over the clip
+  fault = ""; // why the value cannot be read, if it cannot
+
+  // host: {context(): {width, height, frames, prompt}, onChange(value, look)}
+  constructor(host) {
+    this.#host = host;
+    this.stage = new Stage(this);
+    this.tracks = new Tracks(this);
+    this.#build();
+    this.#observer = new ResizeObserver(() => this.render());
+    this.#observer.observe(this.stage.canvas);
+    this.#observer.observe(this.tracks.ruler);
+    this.#refresh();
+  }
+
+  // ---- what the host uses ------------------------------------------------------------------------
+
+  // Shows a value and the looks beside it. One that cannot be read stays as it is until it is replaced.
+  open(text, look = {}) {
+    if (text === this.#written && !this.fault) return;
+    try {
+      this.#history = startHistory(openDrawing(text, look));
+      this.#written = text;
+      this.fault = "";
+    } catch (error) {
+      if (!(error instanceof LayoutError)) throw error;
+      this.#history = startHistory(emptyDrawing());
+      this.fault = error.message;
+    }
+    if (!objectOf(this.drawing, this.selected)) this.select(null);
+    this.#refresh();
+  }
+
+  // A layout from upstream, to be taken by the button; "" when there is none.
+  offer(text) {
+    this.#upstream = text;
+    this.#refresh();
+  }
+
+  // Pictures to draw on, by their addresses.
+  showFrames(addresses) {
+    this.frames = addresses.map((address) => {
+      const image = new Image();
+      image.onload = () => this.render();
+      image.src = address;
+      return image;
+    });
+    this.render();
+  }
+
+  // The size, the number of frames or the prompt have changed.
+  contextChanged() {
+    this.#refresh();
+  }
+
+  dispose() {
+    this.pause();
+    cancelAnimationFrame(this.#pending);
+    this.#observer.disconnect();
+  }
+
+  // ---- what the stage and the tracks use ---------------------------------------------------------
+
+  get drawing() {
+    return this.#history.present;
+  }
+
+  get size() {
+    const whole = (value, least) => Math.max(Math.round(Number(value)) || least, least);
+    const { width, height, frames } = this.#host.context();
+    return { width: whole(width, 1), height: whole(height, 1), frames: whole(frames, 1) };
+  }
+
+  // A new drawing. Changes of the same `merge` are one step of undo.
+  change(drawing, merge = null) {
+    this.#history = record(this.#history, drawing, merge);
+    this.#tell();
+  }
+
+  // Follows a drag that changes the drawing; Escape, or a pointer that is lost, takes all of it back.
+  drag(target, event, { move, end = () => {} }) {
+    const before = this.#history;
+    let alive = true;
+    this.#cancel = () => {
+      alive = false;
+      this.#history = before;
+      this.#tell();
+    };
+    follow(target, event, {
+      move: (next) => {
+        if (alive) move(next);
+        this.render();
+      },
+      end: (_, cancelled) => {
+        if (cancelled && alive) this.#cancel();
+        this.#cancel = null;
+        end();
+        this.render();
+      },
+    });
+  }
+
+  select(id, key = null) {
+    [this.selected, this.selectedKey] = [id, key];
+    this.#refresh();
+    this.tracks.reveal();
+  }
+
+  goTo(time, key = null) {
+    this.time = time;
+    const object = objectOf(this.drawing, this.selected);
+    const at = object ? keyAt(object, time, this.size.frames) : -1;
+    this.selectedKey = key ?? (at >= 0 ? at : null);
+    this.#refresh();
+  }
+
+  toggleKey() {
+    const object = objectOf(this.drawing, this.selected);
+    if (!object || this.#isLocked()) return;
+    const { frames } = this.size;
+    const at = keyAt(object, this.time, frames);
+    if (at < 0) this.change(addKey(this.drawing, object.id, this.time, frames));
+    else this.change(removeKey(this.drawing, object.id, at));
+    this.goTo(this.time);
+  }
+
+  editName() {
+    this.#fields.name.focus();
+    this.#fields.name.select();
+  }
+
+  // The keys go to a text area nobody sees: ComfyUI leaves keys, undo and the clipboard to whatever
+  // text is being edited.
+  takeKeys() {
+    this.keys.focus({ preventScroll: true });
+  }
+
+  pause() {
+    if (!this.#playing) return;
+    cancelAnimationFrame(this.#playing);
+    this.#playing = null;
+    this.goTo(timeOf(frameOf(this.time, this.size.frames), this.size.frames));
+  }
+
+  render() {
+    this.#pending ||= requestAnimationFrame(() => {
+      this.#pending = 0;
+      this.stage.draw();
+      this.tracks.draw();
+    });
+  }
+
+  // ---- building ----------------------------------------------------------------------------------
+
+  #fields = {};
+  #buttons = {};
+
+  #build() {
+    const acts = {
+      draw: ["Draw a box (B); also over others", () => this.#setTool(this.tool === "draw" ? "select" : "draw")],
+      undo: ["Undo (Ctrl+Z)", () => this.#step(undo)],
+      redo: ["Redo (Ctrl+Shift+Z)", () => this.#step(redo)],
+      duplicate: ["Duplicate (Ctrl+D)", () => this.#duplicate()],
+      remove: ["Delete the object (Delete)", () => this.#remove()],
+      snap: ["Snap to edges, centres and frames (S); Ctrl while dragging does without", () => this.#toggle("snap")],
+      onion: ["Onion skin: boxes of other moments, and the path (O)", () => this.#toggle("onion")],
+      json: ["The layout as JSON, to copy and to paste", () => this.#showJson()],
+      upstream: ["Take the layout from upstream", () => this.#takeUpstream()],
+      enlarge: ["Fill the screen (F)", () => this.#enlarge()],
+      play: ["Play (Space)", () => this.#play()],
+      previous: ["To the keyframe before (Shift+,)", () => this.#toKey(-1)],
+      key: ["Set or remove a keyframe here (K)", () => this.toggleKey()],
+      next: ["To the next keyframe (Shift+.)", () => this.#toKey(1)],
+    };
+    for (const [name, [title, act]] of Object.entries(acts)) {
+      this.#buttons[name] = button(name, title, () => {
+        this.takeKeys();
+        act();
+      }, { data: { act: name } });
+    }
+    const b = this.#buttons;
+    const gap = () => element("span", { class: "ttom-gap" });
+    this.keys = element("textarea", {
+      class: "ttom-keys",
+      spellcheck: false,
+      attributes: { "aria-label": "Layout editor; arrow keys move the selected box", autocomplete: "off" },
+      on: {
+        copy: (event) => this.#copy(event),
+        cut: (event) => this.#copy(event) && this.#remove(),
+        paste: (event) => this.#paste(event),
+        input: () => (this.keys.value = ""),
+      },
+    });
+    this.notice = element("div", { class: "ttom-notice", attributes: { role: "status" } });
+    this.veil = element("div", { class: "ttom-veil", hidden: true });
+    this.element = element(
+      "div",
+      { class: "ttom-editor", on: { keydown: (event) => this.#keyDown(event), wheel: (event) => this.#wheel(event) } },
+      element("div", { class: "ttom-bar" }, b.draw, gap(), b.undo, b.redo, gap(), b.duplicate, b.remove, gap(),
+        b.snap, b.onion, gap(), b.upstream, b.json, b.enlarge),
+      element("div", { class: "ttom-view" }, this.stage.canvas, this.keys, this.veil),
+      element("div", { class: "ttom-head" },
+        element("div", { class: "ttom-transport" }, b.play, b.previous, b.key, b.next), this.tracks.ruler),
+      this.tracks.list,
+      this.#buildInspector(),
+      this.notice,
+    );
+    // A press on the editor is not a press on the node below it. Other buttons still move the graph.
+    for (const kind of ["pointerdown", "mousedown", "click", "dblclick", "contextmenu"]) {
+      this.element.addEventListener(kind, (event) => event.button === 1 || event.stopPropagation());
+    }
+    document.addEventListener("fullscreenchange", () => this.render());
+  }
+
+  #buildInspector() {
+    const f = this.#fields;
+    const field = (name, label, title, commit, extra = {}) => {
+      f[name] = element("input", {
+        type: "text",
+        class: `ttom-field ttom-${name}`,
+        title,
+        spellcheck: false,
+        attributes: { "aria-label": title, autocomplete: "off" },
+        data: { field: name },
+        on: {
+          change: () => commit(f[name].value),
+          keydown: (event) => {
+            if (event.key === "Enter") this.takeKeys();
+            if (event.key === "Escape") {
+              this.#fill();
+              this.takeKeys();
+            }
+          },
+          focus: () => f[name].select(),
+        },
+        ...extra,
+      });
+      return element("label", { class: `ttom-labelled ttom-of-${name}` }, element("span", { textContent: label }), f[name]);
+    };
+    f.colour = element("input", {
+      type: "color",
+      class: "ttom-colour",
+      title: "Colour",
+      attributes: { "aria-label": "Colour" },
+      on: { input: () => this.#withObject((id) => setLook(this.drawing, id, { colour: f.colour.value }), "colour") },
+    });
+    f.unit = element("button", {
+      type: "button",
+      class: "ttom-button ttom-unit",
+      title: "Pixels or percent",
+      on: {
+        click: () => {
+          this.options.unit = this.options.unit === "px" ? "%" : "px";
+          this.#refresh();
+        },
+      },
+    });
+    f.ease = element(
+      "select",
+      {
+        class: "ttom-field ttom-ease",
+        title: "How the box sets out from this keyframe for the next",
+        attributes: { "aria-label": "Easing from this keyframe to the next" },
+        on: { change: () => this.#setEase(f.ease.value) },
+      },
+      ...Object.keys(EASES).map((ease) => element("option", { value: ease, textContent: EASE_NAMES[ease] })),
+    );
+    const side = (name, title) => field(name, name.toUpperCase(), `${title}: 12, 12px or 30%`, (text) => this.#setSide(name, text));
+    this.inspector = element(
+      "div",
+      { class: "ttom-inspector" },
+      element("div", { class: "ttom-line" },
+        f.colour,
+        field("name", "Name", "The object's name", (text) => this.#rename(text)),
+        field("phrase", "In prompt", "The words of the prompt that name it", (text) => this.#setPhrase(text))),
+      element("div", { class: "ttom-line" },
+        side("x", "Left edge"), side("y", "Top edge"), side("w", "Width"), side("h", "Height"), f.unit),
+      element("div", { class: "ttom-line" },
+        field("enter", "Enters", "The frame it enters at: 12, or 30%", (text) => this.#setMoment("enter", text)),
+        field("leave", "Leaves", "The frame it leaves at: 20, or 80%", (text) => this.#setMoment("leave", text)),
+        element("label", { class: "ttom-labelled ttom-of-ease" }, element("span", { textContent: "Moves on" }), f.ease)),
+    );
+    return this.inspector;
+  }
+
+  // ---- showing -----------------------------------------------------------------------------------
+
+  // After any change: everything outside the canvases, then those.
+  #refresh() {
+    const object = objectOf(this.drawing, this.selected);
+    const b = this.#buttons;
+    b.undo.disabled = !this.#history.past.length;
+    b.redo.disabled = !this.#history.future.length;
+    for (const name of ["duplicate", "remove", "key", "previous", "next"]) b[name].disabled = !object;
+    b.upstream.hidden = !this.#upstream;
+    for (const name of ["snap", "onion"]) press(b[name], this.options[name]);
+    press(b.draw, this.tool === "draw");
+    press(b.key, Boolean(object) && keyAt(object, this.time, this.size.frames) >= 0);
+    b.play.replaceChildren(icon(this.#playing ? "pause" : "play"));
+    this.tracks.refresh();
+    this.#fill();
+    this.#showFault();
+    this.render();
+  }
+
+  #showFault() {
+    if (this.fault) {
+      this.#veil(
+        element("p", { textContent: `This drawing cannot be read. ${this.fault}` }),
+        element("p", {},
+          textButton("Show it", () => this.#showJson()),
+          textButton("Start anew", () => {
+            this.fault = "";
+            this.change(emptyDrawing());
+            this.#veil();
+          }, "ttom-danger")),
+      );
+    } else if (this.veil.dataset.kind !== "json") this.#veil();
+    const empty = !this.fault && !this.drawing.layout.objects.length;
+    if (!this.notice.dataset.lasting) this.notice.textContent = empty ? HINT : this.#advice();
+  }
+
+  // What of the selected object will not work, before a run says so.
+  #advice() {
+    const object = objectOf(this.drawing, this.selected);
+    const { prompt = "" } = this.#host.context();
+    const lacks = object && prompt.trim() && !prompt.toLowerCase().includes(object.phrase.toLowerCase());
+    this.#fields.phrase.classList.toggle("ttom-wrong", Boolean(lacks));
+    return lacks ? `“${object.phrase}” is not in the prompt; write the words that name it there.` : "";
+  }
+
+  #say(text) {
+    this.notice.textContent = text;
+    this.notice.dataset.lasting = "yes";
+    clearTimeout(this.saying);
+    this.saying = setTimeout(() => {
+      delete this.notice.dataset.lasting;
+      this.#showFault();
+    }, 6000);
+  }
+
+  // The fields of the selected object at this moment.
+  #fill() {
+    const object = objectOf(this.drawing, this.selected);
+    const f = this.#fields;
+    this.inspector.classList.toggle("ttom-idle", !object);
+    for (const field of Object.values(f)) field.disabled = !object || (this.#isLocked() && field !== f.colour);
+    f.unit.disabled = false;
+    f.unit.textContent = this.options.unit;
+    const show = (name, text) => {
+      if (f[name] !== document.activeElement || f[name].value === "") f[name].value = text;
+    };
+    if (!object) {
+      for (const name of ["name", "phrase", "x", "y", "w", "h", "enter", "leave"]) f[name].value = "";
+      return;
+    }
+    const { width, height, frames } = this.size;
+    const box = boxAt(object, this.time);
+    show("name", object.name);
+    show("phrase", object.phrase);
+    for (const [name, pixels] of [["x", width], ["y", height], ["w", width], ["h", height]]) {
+      show(name, showLength(box[name], pixels, this.options.unit));
+    }
+    show("enter", showTime(object.enter, frames));
+    show("leave", showTime(object.leave, frames));
+    f.colour.value = colourOf(this.drawing, object.id);
+    f.ease.value = object.keyframes[this.#keyBefore(object)].ease ?? "linear";
+    f.ease.disabled ||= object.keyframes.length < 2;
+  }
+
+  // Which keyframe's easing is at work now: the selected one, or the last before this moment.
+  #keyBefore(object) {
+    if (this.selectedKey !== null && this.selectedKey < object.keyframes.length) return this.selectedKey;
+    return Math.max(object.keyframes.findLastIndex((key) => key.time <= this.time), 0);
+  }
+
+  #veil(...content) {
+    this.veil.replaceChildren(...content);
+    this.veil.hidden = !content.length;
+    delete this.veil.dataset.kind;
+  }
+
+  #showJson() {
+    if (this.veil.dataset.kind === "json") {
+      this.#veil();
+      this.#refresh();
+      return;
+    }
+    const text = element("textarea", {
+      class: "ttom-json",
+      spellcheck: false,
+      value: this.fault ? this.#written : copyJson(this.drawing),
+      attributes: { "aria-label": "The layout as JSON" },
+    });
+    const said = element("p", { class: "ttom-said" });
+    this.#veil(
+      text,
+      said,
+      element("p", {},
+        textButton("Copy", () => {
+          text.select();
+          // The older way works on a plain http address too, where many reach their ComfyUI.
+          said.textContent = document.execCommand("copy") ? "Copied." : "Press Ctrl+C to copy.";
+        }),
+        textButton("Use this", () => {
+          try {
+            const opened = openDrawing(text.value, this.drawing.look);
+            this.fault = "";
+            this.change(opened);
+            this.#veil();
+            this.#refresh();
+          } catch (error) {
+            if (!(error instanceof LayoutError)) throw error;
+            said.textContent = error.message;
+          }
+        }),
+        textButton("Close", () => (this.#veil(), this.#refresh()))),
+    );
+    this.veil.dataset.kind = "json";
+    text.focus({ preventScroll: true });
+  }
+
+  // ---- acting ------------------------------------------------------------------------------------
+
+  #tell() {
+    try {
+      this.#written = drawingJson(this.drawing);
+      this.#host.onChange(this.#written, this.drawing.look);
+    } catch (error) {
+      if (!(error instanceof LayoutError)) throw error;
+      this.#say(error.message);
+    }
+    if (!objectOf(this.drawing, this.selected)) [this.selected, this.selectedKey] = [null, null];
+    this.#refresh();
+  }
+
+  #isLocked() {
+    return this.selected !== null && lookOf(this.drawing, this.selected).locked === true;
+  }
+
+  #withObject(change, merge = null) {
+    if (!objectOf(this.drawing, this.selected)) return;
+    this.change(change(this.selected), merge && `${merge} ${this.selected}`);
+  }
+
+  #step(direction) {
+    this.#history = direction(this.#history);
+    this.#tell();
+  }
+
+  #setTool(tool) {
+    this.tool = tool;
+    this.#refresh();
+  }
+
+  #toggle(option) {
+    this.options[option] = !this.options[option];
+    this.#refresh();
+  }
+
+  #duplicate() {
+    if (!this.selected) return;
+    const { drawing, id } = duplicateObject(this.drawing, this.selected);
+    this.change(drawing);
+    this.select(id);
+  }
+
+  #remove() {
+    if (!this.selected || this.#isLocked()) return;
+    this.change(removeObject(this.drawing, this.selected));
+  }
+
+  #rename(text) {
+    if (!this.selected) return;
+    const { drawing, id } = renameObject(this.drawing, this.selected, text);
+    this.selected = id;
+    this.change(drawing);
+  }
+
+  #setPhrase(text) {
+    this.#withObject((id) => setPhrase(this.drawing, id, text));
+  }
+
+  #setSide(name, text) {
+    const object = objectOf(this.drawing, this.selected);
+    const { width, height, frames } = this.size;
+    const share = parseLength(text, name === "x" || name === "w" ? width : height, this.options.unit);
+    if (!object || share === null || ((name === "w" || name === "h") && share <= 0)) {
+      this.#say(`“${text}” is no length; write 12, 12px or 30%.`);
+      this.#fields[name].value = "";
+      this.#fill();
+      return;
+    }
+    this.change(setBox(this.drawing, object.id, this.time, { ...boxAt(object, this.time), [name]: share }, frames));
+    this.goTo(this.time);
+    this.#refill(name);
+  }
+
+  #setMoment(edge, text) {
+    const time = parseTime(text, this.size.frames);
+    if (time === null) this.#say(`“${text}” is no frame of this clip; write 12, or 30%.`);
+    else this.#withObject((id) => setStage(this.drawing, id, { [edge]: time }));
+    this.#refill(edge);
+  }
+
+  // What was typed gives way to what came of it, though the field may still have the focus.
+  #refill(name) {
+    this.#fields[name].value = "";
+    this.#fill();
+  }
+
+  #setEase(ease) {
+    const object = objectOf(this.drawing, this.selected);
+    if (object) this.change(setEase(this.drawing, object.id, this.#keyBefore(object), ease));
+  }
+
+  #toKey(direction) {
+    const object = objectOf(this.drawing, this.selected);
+    if (!object) return;
+    const times = object.keyframes.map((key) => key.time);
+    const next = direction > 0 ? times.find((at) => at > this.time + 1e-6) : times.findLast((at) => at < this.time - 1e-6);
+    if (next !== undefined) this.goTo(next);
+  }
+
+  #play() {
+    if (this.#playing) {
+      this.pause();
+      this.#refresh();
+      return;
+    }
+    const { frames } = this.size;
+    const length = (Math.max(frames, 2) / FRAMES_A_SECOND) * 1000;
+    const start = performance.now() - (this.time >= 1 ? 0 : this.time) * length;
+    const advance = (now) => {
+      this.time = timeOf(frameOf((((now - start) % length) + length) % length / length, frames), frames);
+      this.render();
+      this.#fill();
+      this.#playing = requestAnimationFrame(advance);
+    };
+    this.#playing = requestAnimationFrame(advance);
+    this.#refresh();
+  }
+
+  #takeUpstream() {
+    try {
+      const layout = parseLayout(this.#upstream);
+      this.change({ layout, look: {} });
+      this.select(layout.objects[0]?.id ?? null);
+    } catch (error) {
+      if (!(error instanceof LayoutError)) throw error;
+      this.#say(error.message);
+    }
+  }
+
+  #enlarge() {
+    if (document.fullscreenElement === this.element) document.exitFullscreen();
+    else this.element.requestFullscreen?.().catch(() => this.#say("The browser does not let this fill the screen."));
+  }
+
+  #copy(event) {
+    if (!this.drawing.layout.objects.length) return false;
+    event.clipboardData.setData("text/plain", copyJson(this.drawing, this.selected ? [this.selected] : null));
+    event.preventDefault();
+    event.stopPropagation();
+    this.#say(this.selected ? "Copied the object, as JSON." : "Copied the layout, as JSON.");
+    return true;
+  }
+
+  #paste(event) {
+    event.preventDefault();
+    event.stopPropagation();
+    try {
+      const { drawing, id } = pasteJson(this.drawing, event.clipboardData.getData("text/plain"));
+      this.change(drawing);
+      this.select(id);
+    } catch (error) {
+      if (!(error instanceof LayoutError)) throw error;
+      this.#say(error.message);
+    }
+  }
+
+  #wheel(event) {
+    if (this.tracks.list.contains(event.target) && this.tracks.list.scrollHeight > this.tracks.list.clientHeight) {
+      event.stopPropagation();
+    }
+  }
+
+  // ---- keys --------------------------------------------------------------------------------------
+
+  #keyDown(event) {
+    const typing = event.target !== this.keys && event.target.matches("input, textarea, select");
+    if (typing) {
+      event.stopPropagation();
+      return;
+    }
+    const act = this.#keyAct(event);
+    if (!act) return;
+    event.preventDefault();
+    event.stopPropagation();
+    act();
+  }
+
+  #keyAct({ key, ctrlKey, metaKey, shiftKey, altKey }) {
+    const command = ctrlKey || metaKey;
+    const letter = key.toLowerCase();
+    if (command) {
+      if (letter === "z") return () => this.#step(shiftKey ? redo : undo);
+      if (letter === "y") return () => this.#step(redo);
+      if (letter === "d") return () => this.#duplicate();
+      return null; // copy and paste come as events of their own; the rest is ComfyUI's
+    }
+    const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+    if (arrows[key]) return this.selected ? () => this.#nudge(...arrows[key], shiftKey ? 10 : 1, altKey) : null;
+    const { frames } = this.size;
+    const now = frameOf(this.time, frames);
+    const move = (frame) => () => (this.pause(), this.goTo(timeOf(frame, frames)));
+    const acts = {
+      delete: () => this.#remove(),
+      backspace: () => this.#remove(),
+      escape: () => (this.#cancel ? this.#cancel() : this.#escape()),
+      " ": () => this.#play(),
+      b: () => this.#setTool(this.tool === "draw" ? "select" : "draw"),
+      k: () => this.toggleKey(),
+      s: () => this.#toggle("snap"),
+      o: () => this.#toggle("onion"),
+      f: () => this.#enlarge(),
+      h: () => this.#withObject((id) => setLook(this.drawing, id, { hidden: !lookOf(this.drawing, id).hidden })),
+      l: () => this.#withObject((id) => setLook(this.drawing, id, { locked: !lookOf(this.drawing, id).locked })),
+      ",": move(now - 1),
+      ".": move(now + 1),
+      "<": () => this.#toKey(-1),
+      ">": () => this.#toKey(1),
+      home: move(0),
+      end: move(frames - 1),
+      "[": () => this.#isLocked() || this.#withObject((id) => setStage(this.drawing, id, { enter: this.time })),
+      "]": () => this.#isLocked() || this.#withObject((id) => setStage(this.drawing, id, { leave: this.time })),
+      f2: () => this.selected && this.editName(),
+      enter: () => this.selected && this.editName(),
+    };
+    return acts[letter] ?? null;
+  }
+
+  #escape() {
+    if (this.tool === "draw") this.#setTool("select");
+    else this.select(null);
+  }
+
+  // Arrow keys move the box by pixels; with Alt they move its right and lower edge.
+  #nudge(across, down, pixels, edge) {
+    const object = objectOf(this.drawing, this.selected);
+    if (!object || this.#isLocked()) return;
+    const { width, height, frames } = this.size;
+    const [dx, dy] = [(across * pixels) / width, (down * pixels) / height];
+    const box = boxAt(object, this.time);
+    const to = edge ? resized(box, "se", dx, dy) : moved(box, dx, dy);
+    this.change(setBox(this.drawing, object.id, this.time, to, frames), `nudge ${object.id} ${this.time}`);
+    this.goTo(this.time);
+  }
+}
+
+function press(made, pressed) {
+  made.setAttribute("aria-pressed", String(pressed));
+}
+
+function textButton(text, act, extra = "") {
+  return element("button", { type: "button", class: `ttom-text-button ${extra}`, textContent: text, on: { click: act } });
+}
