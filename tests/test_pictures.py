@@ -16,6 +16,8 @@ from ttom_core.pictures import (
     enlarge,
     heatmap,
     loss_curve,
+    relevance_chart,
+    relevance_strip,
     save_video,
     strip,
 )
@@ -97,6 +99,25 @@ def test_a_loss_curve_is_a_picture(tmp_path) -> None:
     for name, given in (("some", rows), ("none", [])):
         loss_curve(given, tmp_path / f"{name}.png")
         assert Image.open(tmp_path / f"{name}.png").size == (770, 385)
+
+
+@pytest.mark.parametrize("layers", [1, 4, 48])
+def test_a_relevance_chart_marks_the_recommended_layers(layers: int) -> None:
+    scores = [(i + 1) / layers for i in range(layers)]
+    chart = relevance_chart(scores, [[s, s / 2] for s in scores], (layers - 1,))
+    assert chart.mode == "RGB" and chart.width >= 550 and chart.height == 385
+    pixels = np.asarray(chart).astype(int)
+    for colour in ((0, 114, 178), (213, 94, 0), *([(86, 180, 233)] if layers > 1 else [])):
+        assert (abs(pixels - colour).sum(-1) == 0).any(), colour
+
+
+def test_a_relevance_strip_shows_the_truth_and_the_best_layers() -> None:
+    maps = np.zeros((8, 2, 4, 4))
+    maps[:, :, 0, 0] = 1e-3
+    sheet = relevance_strip(GREY, "red ball", np.ones((2, 4, 4)), maps, [i / 10 for i in range(8)])
+    assert sheet.height == (2 + 6) * (256 + 26)
+    heat = np.asarray(sheet)[2 * 282 + 26 :, :256].mean(-1)
+    assert heat[:64, :64].mean() > 2 * heat[128:256, 128:].mean(), "stretched to its own contrast"
 
 
 @pytest.mark.parametrize("size", [(32, 32), (257, 301)])

@@ -148,6 +148,54 @@ def loss_curve(rows: Sequence[Any], path: str | Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def relevance_chart(
+    layers: Sequence[float], heads: Sequence[Sequence[float]], recommended: Sequence[int] = ()
+) -> Image.Image:
+    """A bar for each layer's mean soft IoU [L], a dot for each head's [L, H]; recommended ones are dark."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(max(5.0, 2 + 0.22 * len(layers)), 3.5), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    groups: dict[str, list[int]] = {"layer": [], "recommended layer": []}
+    for layer in range(len(layers)):
+        groups["recommended layer" if layer in recommended else "layer"].append(layer)
+    for (label, members), colour in zip(groups.items(), ("#56B4E9", "#0072B2"), strict=True):
+        if members:
+            axes.bar(members, [layers[i] for i in members], width=0.7, color=colour, label=label)
+    places = [layer for layer, row in enumerate(heads) for _ in row]
+    values = [iou for row in heads for iou in row]
+    axes.scatter(places, values, s=9, color="#D55E00", zorder=3, label="each head alone")
+    axes.set(xlabel="layer", ylabel="soft IoU of attention and object")
+    axes.set_ylim(0, max(0.05, 1.2 * max([*layers, *values])))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=20))
+    axes.legend(loc="upper center", ncols=3, fontsize=8, frameon=False)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+
+
+def relevance_strip(
+    frames: np.ndarray,
+    phrase: str,
+    mask: np.ndarray,
+    maps: np.ndarray,
+    layers: Sequence[float],
+    shown: int = 6,
+) -> Image.Image:
+    """A clip, where a phrase's object is in it (mask [τ, h, w]), and the best layers of maps [L, τ, h, w].
+
+    Each frame of a map is stretched to its own contrast, as it is for `layers`, the soft IoU of each.
+    """
+    frames = enlarge(frames)
+    low, high = maps.min((2, 3), keepdims=True), maps.max((2, 3), keepdims=True)
+    maps = (maps - low) / np.maximum(high - low, 1e-12)
+    best = sorted(range(len(layers)), key=lambda layer: -layers[layer])[:shown]
+    seen = {f"layer {i}: {layers[i]:.2f}": heatmap(frames, maps[i], peak=1.0) for i in best}
+    return strip({phrase: frames, "where it is": heatmap(frames, mask, peak=1.0)} | seen)
+
+
 def save_video(frames: np.ndarray, path: str | Path, fps: float) -> None:
     """H.264 mp4 that browsers play, whole or not at all; small frames are enlarged.
 
