@@ -15,6 +15,7 @@ from ttom_core.pictures import (
     draw_layout,
     enlarge,
     heatmap,
+    interval_chart,
     loss_curve,
     relevance_chart,
     relevance_strip,
@@ -153,3 +154,16 @@ def test_other_refusals(tmp_path) -> None:
         heatmap(GREY, np.zeros((4, 4)))
     with pytest.raises(TTOMError, match="frames a second"):
         save_video(GREY, tmp_path / "v.mp4", 0)
+
+
+def test_a_chart_of_intervals_shows_every_row_and_needs_one(tmp_path):
+    rows = {"base": (0.2, 0.1, 0.3), "a $strange$ name": (0.5, 0.5, 0.5)}
+    interval_chart({"composition": rows, "presence": rows}, tmp_path / "x.png", "base")
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.size[0] > 400
+    first = (tmp_path / "x.png").read_bytes()
+    interval_chart({"composition": rows, "presence": rows}, tmp_path / "x.png", "base")
+    assert (tmp_path / "x.png").read_bytes() == first
+    for empty in ({}, {"composition": {}}):
+        with pytest.raises(TTOMError, match="at least one panel"):
+            interval_chart(empty, tmp_path / "y.png")

@@ -196,6 +196,42 @@ def relevance_strip(
     return strip({phrase: frames, "where it is": heatmap(frames, mask, peak=1.0)} | seen)
 
 
+def interval_chart(
+    panels: Mapping[str, Mapping[str, tuple[float, float, float]]], path: str | Path, reference: str = ""
+) -> None:
+    """A panel a quality, a row a method: the value as a dot in its interval (value, low, high).
+
+    The reference's value is drawn through the others' rows, to be compared with.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if not panels or not all(panels.values()):
+        raise TTOMError("A chart needs at least one panel with one row.")
+    names = list(next(iter(panels.values())))
+    figure = Figure(figsize=(2.2 + 2.6 * len(panels), 1.1 + 0.28 * len(names)), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    colours = ("#0072B2", "#009E73", "#D55E00", "#CC79A7")
+    for index, (axes, (title, rows)) in enumerate(zip(grid, panels.items(), strict=True)):
+        for place, name in enumerate(names):
+            value, low, high = rows[name]
+            colour = colours[index % len(colours)]
+            axes.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
+            axes.plot([value], [place], marker="o", color=colour, markersize=5)
+        if reference in rows:
+            axes.axvline(rows[reference][0], color="0.75", linewidth=1, zorder=0)
+        axes.set_title(title, fontsize=10)
+        axes.tick_params(labelsize=8)
+    labels = [name.replace("_", " ").replace("$", r"\$") for name in names]
+    grid[0].set_yticks(range(len(names)), labels)
+    grid[0].set_ylim(len(names) - 0.5, -0.5)
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    figure.savefig(part, dpi=110, format="png", metadata={"Software": None})
+    part.replace(path)
+
+
 def save_video(frames: np.ndarray, path: str | Path, fps: float) -> None:
     """H.264 mp4 that browsers play, whole or not at all; small frames are enlarged.
 

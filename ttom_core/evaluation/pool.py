@@ -32,9 +32,14 @@ Row = dict[str, Any]
 
 @cache
 def backbone_of(model: str) -> Backbone:
-    """The model of a folder, loaded once in each process."""
+    """The model of a folder, loaded once in each process, without the libraries' own progress bars."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
     from ..backbones import load
 
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     return load(model)
 
 

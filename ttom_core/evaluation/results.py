@@ -24,13 +24,20 @@ def figure(values: Any, unit: str) -> dict[str, Any]:
     }
 
 
-def write_result(path: Path, command: str, seed: int, figures: dict[str, dict[str, Any]]) -> None:
-    """Write {command, commit, machine, seed, figures} as JSON, whole or not at all."""
+def write_result(
+    path: Path,
+    command: str,
+    seed: int,
+    figures: dict[str, dict[str, Any]],
+    settings: dict[str, Any] | None = None,
+) -> None:
+    """Write {command, commit, machine, seed, settings, figures} as JSON, whole or not at all."""
     result = {
         "command": command,
         "commit": _commit(),
         "machine": _machine(),
         "seed": seed,
+        **({"settings": settings} if settings else {}),
         "figures": figures,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
