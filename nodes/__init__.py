@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .editing import LayoutEditor
 from .masks import SoftMask
 from .memory import (
     MemoryBrowse,
@@ -31,5 +32,5 @@ class TTOMExtension(ComfyExtension):
             *[MemoryOpen, MemoryRead, MemoryInsert, MemoryUpdate, MemoryDelete],
             *[MemoryBrowse, MemoryExport, MemoryImport],
         ]
-        planning = [LanguageModel, LayoutPlanner, LayoutPreview]
+        planning = [LanguageModel, LayoutPlanner, LayoutEditor, LayoutPreview]
         return [LoadModel, *planning, SoftMask, TTOSampler, *memory]

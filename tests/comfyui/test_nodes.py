@@ -33,6 +33,10 @@ SOCKETS = {
         ["prompt", "seed", "llm", "fallback", "pinned"],
         ["TTOM_LAYOUT", "STRING", "STRING", "STRING"],
     ),
+    "TTOM_LayoutEditor": (
+        ["prompt", "width", "height", "num_frames", "layout", "frames", "use_layout", "drawn"],
+        ["TTOM_LAYOUT", "STRING", "STRING", "STRING"],
+    ),
     "TTOM_LayoutPreview": (
         ["layout", "num_frames", "width", "height", "fps", "images"],
         ["IMAGE"],

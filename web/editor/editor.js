@@ -49,7 +49,7 @@ export class LayoutEditor {
 
   // ---- what the host uses ------------------------------------------------------------------------
 
-  // Shows a value and the looks beside it. One that cannot be read stays as it is until it is replaced.
+  // Shows a value and the looks beside it, and forgets what could be undone. One that cannot be read stays as it is until it is replaced.
   open(text, look = {}) {
     if (text === this.#written && !this.fault) return;
     try {
@@ -65,9 +65,10 @@ export class LayoutEditor {
     this.#refresh();
   }
 
-  // A layout from upstream, to be taken by the button; "" when there is none.
-  offer(text) {
+  // A layout from upstream, to be taken by the button, and whether it was used instead of the drawing.
+  offer(text, used) {
     this.#upstream = text;
+    if (text && used) this.#say("The layout from upstream was used; take it with the blue arrow to change it.");
     this.#refresh();
   }
 
@@ -243,7 +244,10 @@ export class LayoutEditor {
     for (const kind of ["pointerdown", "mousedown", "click", "dblclick", "contextmenu"]) {
       this.element.addEventListener(kind, (event) => event.button === 1 || event.stopPropagation());
     }
-    document.addEventListener("fullscreenchange", () => this.render());
+    // Without this the press that gave the keys to us would take them away again.
+    for (const canvas of [this.stage.canvas, this.tracks.ruler, this.tracks.canvas]) {
+      canvas.addEventListener("mousedown", (event) => event.preventDefault());
+    }
   }
 
   #buildInspector() {

@@ -87,7 +87,6 @@ export class Stage {
 
   #press(event) {
     if (event.button !== 0 || this.#editor.fault) return;
-    event.preventDefault();
     this.#editor.takeKeys();
     this.#editor.pause();
     const start = this.#pointOf(event);

@@ -39,7 +39,6 @@ export class Tracks {
 
   #scrub(event) {
     if (event.button !== 0) return;
-    event.preventDefault();
     this.#editor.takeKeys();
     this.#editor.pause();
     const { currentTarget: target } = event;
@@ -72,7 +71,6 @@ export class Tracks {
       this.#scrub(event);
       return;
     }
-    event.preventDefault();
     this.#editor.takeKeys();
     this.#editor.pause();
     const { drawing } = this.#editor;
