@@ -7,11 +7,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import TTOMError
+from .evaluation.export_cli import add_export
 from .memory_cli import add_memory
+from .probe_cli import add_probe, read_prompts, run_probe
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -86,6 +89,16 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--result", type=Path, metavar="JSON", help="also write the result file")
     _sampling(evaluate)
     evaluate.set_defaults(run=_evaluate)
+
+    for benchmark in add_export(commands):
+        _clip(benchmark)
+        _language_model(benchmark)
+        _sampling(benchmark)
+        benchmark.set_defaults(run=_export)
+
+    probe = add_probe(commands, DEMO / "model")
+    _clip(probe)
+    probe.set_defaults(run=_probe)
 
     add_memory(commands)
     return parser
@@ -213,11 +226,24 @@ def _settings(options: argparse.Namespace) -> TTOSettings:
         if not sign or not isinstance(place, dict) or leaf not in place:
             known = ", ".join(_names(values))
             raise TTOMError(f"--set {change!r} names no setting; write NAME=VALUE with one of {known}.")
+        if change == "layers=probed":
+            from .probe import chosen_layers
+
+            place[leaf] = chosen_layers(text, _backbone(options.model).fingerprint)
+            continue
         try:
             place[leaf] = json.loads(text)
         except ValueError:
             place[leaf] = text
     return _validated(TTOSettings, values)
+
+
+@lru_cache(maxsize=1)
+def _backbone(model: str) -> Backbone:
+    """The model, loaded once for a command."""
+    from .backbones import load
+
+    return load(model)
 
 
 def _names(values: dict[str, Any], group: str = "") -> Iterator[str]:
@@ -313,7 +339,6 @@ def _llm_settings(options: argparse.Namespace) -> LLMSettings:
 def _generate(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from .backbones import load
     from .generate import Progress, generate
     from .layout import Layout
     from .stream import generate_with_memory
@@ -324,7 +349,7 @@ def _generate(options: argparse.Namespace) -> None:
     # A description that a language model wrote is what both videos are made from.
     prompt = (layout.prompt if options.llm else "") or options.prompt
     _tell(layout)
-    backbone = load(options.model)
+    backbone = _backbone(options.model)
 
     def run(label: str, make: Callable[..., T], *of: Any, **more: Any) -> T:
         with tqdm(desc=label, leave=True) as bar:
@@ -397,22 +422,13 @@ def _write(
 def _stream(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from .backbones import load
     from .pictures import save_video
     from .stream import Row, stream
 
     _quiet()
     settings = _settings(options)
-    try:
-        lines = options.file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TTOMError(
-            f"{options.file} cannot be read as text; give a file of one prompt a line."
-        ) from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise TTOMError(f"{options.file} holds no prompt; write one a line.")
-    backbone = load(options.model)
+    prompts = read_prompts(options.file)
+    backbone = _backbone(options.model)
 
     def keep(index: int, made: Generation) -> None:
         save_video(made.frames, options.out / f"{index:05}.mp4", backbone.fps)
@@ -433,6 +449,11 @@ def _stream(options: argparse.Namespace) -> None:
         )  # fmt: skip
         for row in tqdm(rows, total=len(prompts), desc="stream"):
             tqdm.write(told(row))
+
+
+def _probe(options: argparse.Namespace) -> None:
+    _quiet()
+    run_probe(options)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -461,6 +482,19 @@ def _evaluate(options: argparse.Namespace) -> None:
         from .evaluation.results import write_result
 
         write_result(options.result, f"ttom evaluate --seed {options.seed}", options.seed, table)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from .evaluation.export_cli import run_export
+
+    _quiet()
+    planner = _llm_settings(options).key_parts() if options.llm else {"rules": True}
+    settings = None if options.base else _settings(options)
+
+    def plan(prompt: str) -> Layout:
+        return _propose(argparse.Namespace(**(vars(options) | {"prompt": prompt})))[0]
+
+    run_export(options, settings, _clip_settings(options), plan, planner)
 
 
 if __name__ == "__main__":

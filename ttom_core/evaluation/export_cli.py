@@ -1,0 +1,130 @@
+"""`ttom export`: videos for a public benchmark, made from the prompts of a clone of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import TTOMError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..layout import Layout
+    from ..optimize import TTOSettings
+    from .exports import Clip, Facts, Suite
+
+
+def add_export(commands: Any) -> list[argparse.ArgumentParser]:
+    """Add `export` with a verb for each benchmark to the subcommands of a parser; the verbs' parsers."""
+    export = commands.add_parser("export", help="make the videos that a public benchmark scores")
+    verbs = export.add_subparsers(required=True, metavar="BENCHMARK")
+    compbench = verbs.add_parser("compbench", help="T2V-CompBench, version 2")
+    vbench = verbs.add_parser("vbench", help="VBench, in its standard mode")
+    vbench.add_argument("--samples", type=int, help="videos a prompt (default: 5, and 25 for flickering)")
+    for name, parser in (("categories", compbench), ("dimensions", vbench)):
+        parser.add_argument("--clone", type=Path, required=True, metavar="FOLDER", help="a clone of it")
+        parser.add_argument(
+            "--out", type=Path, required=True, metavar="FOLDER", help="where an earlier run is continued"
+        )
+        parser.add_argument(
+            "--categories", nargs="+", default=(), metavar="NAME", help=f"its {name} (default: all)"
+        )
+        parser.add_argument("--limit", type=int, metavar="N", help="only the first N prompts")
+        parser.add_argument("--base", action="store_true", help="the plain model, to compare with")
+        parser.add_argument("--accept-changed", action="store_true", help="whatever the number of prompts")
+    compbench.set_defaults(suite=_compbench)
+    vbench.set_defaults(suite=_vbench)
+    return [compbench, vbench]
+
+
+def run_export(
+    options: argparse.Namespace,
+    settings: TTOSettings | None,
+    sampling: dict[str, Any],
+    plan: Callable[[str], Layout],
+    planner: Facts,
+) -> None:
+    """Make the videos; `settings` None is the plain model, `planner` says how `plan` makes layouts."""
+    from tqdm import tqdm
+
+    from ..backbones import load
+    from ..generate import generate
+    from ..planner import PlanError
+    from .exports import check_length, export
+
+    suite: Suite = options.suite(options)
+    backbone = load(options.model)
+    for note in check_length(suite, sampling["num_frames"], backbone.fps):
+        tqdm.write(f"note: {note}")
+    rewritten = planner.get("model") is not None  # a language model writes what both videos are made from
+
+    @cache
+    def planned(prompt: str) -> Layout | None:
+        """The layout of a prompt; None where it names no object, and nothing can be laid out."""
+        if settings is None and not rewritten:
+            return None
+        try:
+            return plan(prompt)
+        except PlanError:
+            return None
+
+    def make(clip: Clip) -> tuple[np.ndarray, Facts]:
+        layout = planned(clip.prompt)
+        prompt = (layout.prompt if layout and rewritten else "") or clip.prompt
+        seed = options.seed + clip.seed
+        use = settings if layout else None
+        try:
+            made = generate(backbone, prompt, layout if use else None, use, seed=seed, **sampling)
+        except TTOMError as error:
+            raise TTOMError(f"{clip.place}, {prompt!r}: {error}") from error
+        trace = made.trace
+        return made.frames, {
+            "encoded": prompt,
+            "seed": seed,
+            "planner": layout.planner if layout and use else None,
+            "loss_first": trace.first_loss if trace else None,
+            "loss_last": trace.last_loss if trace else None,
+            "seconds": made.seconds,
+        }
+
+    made_with = {
+        "backbone": backbone.fingerprint,
+        "seed": options.seed,
+        "sampling": sampling,
+        "planner": planner if settings is not None or rewritten else None,
+        "tto": settings.model_dump(mode="json") if settings is not None else None,
+    }
+    made, plain = 0, 0
+    clips = export(suite, options.out, make, made_with, backbone.fps)
+    for _, facts in tqdm(clips, total=len(suite.clips), desc=suite.benchmark, unit="video"):
+        made += facts is not None
+        plain += facts is not None and settings is not None and facts["planner"] is None
+    tqdm.write(f"{options.out}: {made} videos made, {len(suite.clips) - made} were there")
+    if plain:
+        tqdm.write(
+            f"  {plain} of them are the plain model's: their prompts name nothing that can be laid out"
+        )
+
+
+def _compbench(options: argparse.Namespace) -> Suite:
+    from .exports import compbench_suite
+
+    return compbench_suite(
+        options.clone, options.categories, options.limit, accept_changed=options.accept_changed
+    )
+
+
+def _vbench(options: argparse.Namespace) -> Suite:
+    from .exports import vbench_suite
+
+    return vbench_suite(
+        options.clone,
+        options.categories,
+        options.limit,
+        samples=options.samples,
+        accept_changed=options.accept_changed,
+    )
