@@ -222,7 +222,7 @@ class LatentGuidance:
             )
         if self.latents.update == "sigma_scaled":
             return self.latents.step_size * sigma * gradient
-        return self.latents.step_size * gradient / _rms(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
+        return self.latents.step_size * gradient / max(_rms(gradient), torch.finfo(gradient.dtype).tiny)
 
     def _allowed(self, start: Tensor, change: Tensor) -> Tensor:
         """The change brought back onto the shell and, along the way to it, into the trust region."""
@@ -286,5 +286,5 @@ def _moved(latents: Tensor, change: Tensor) -> Tensor:
     return (latents + change).to(latents.dtype)
 
 
-def _rms(x: Tensor) -> Tensor:
-    return x.square().mean().sqrt()
+def _rms(x: Tensor) -> float:
+    return x.square().mean().sqrt().item()
