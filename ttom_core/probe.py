@@ -64,6 +64,15 @@ class ProbeSettings(_Value):
     height: int = Field(64, ge=1)
     width: int = Field(64, ge=1)
 
+    @classmethod
+    def checked(cls, **values: Any) -> ProbeSettings:
+        """These settings; TTOMError with the first that is wrong."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise TTOMError(f"Setting {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+
     def wants(self, sigma: float) -> bool:
         """Whether maps are taken at this noise level."""
         # A hair of slack: schedulers store sigmas in fp32.
@@ -298,7 +307,12 @@ def probe_prompts(
     on_progress: Callable[[Progress], None] | None = None,
     on_clip: Callable[[int, ProbedClip], None] | None = None,
 ) -> Iterator[Relevance]:
-    """Probe each (prompt, phrases), its noise being seed + index; finished ones come from `folder`."""
+    """Probe each (prompt, phrases), its noise being seed + index; finished ones come from `folder`.
+
+    TTOMError for a phrase that the grounding cannot look for, before anything is made.
+    """
+    for _, phrases in prompts:
+        grounding.locate(np.empty((0, settings.height, settings.width, 3), np.uint8), phrases)
     for index, (prompt, phrases) in enumerate(prompts):
         facts = [backbone.fingerprint, grounding.name, settings.model_dump(), prompt, *phrases, seed + index]
         path = folder / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.json"
