@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from .base import Backbone
 
 # Pipeline class in model_index.json → where its backbone is.
-BACKBONES = {"WanPipeline": ("wan", "WanBackbone")}
+BACKBONES = {
+    "CogVideoXPipeline": ("cogvideox", "CogVideoXBackbone"),
+    "WanPipeline": ("wan", "WanBackbone"),
+}
 
 
 class ModelError(TTOMError):

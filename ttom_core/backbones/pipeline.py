@@ -28,15 +28,18 @@ class PipelineBackbone(ABC):
 
     family: ClassVar[str]  # the first word of its fingerprints
     pipeline_class: ClassVar[Any]
-    fps_default: ClassVar[int]
     blocks_name: ClassVar[str]
     attention_name: ClassVar[str]  # of the attention, in a block, that the text is a part of
     # An attention before that one in the block, which adapters leave alone.
     self_attention_name: ClassVar[str | None] = None
 
-    def __init__(self, pipeline: Any, fps: int | None = None) -> None:
-        self.pipeline, self.transformer = pipeline, pipeline.transformer
-        self.fps = fps or self.fps_default
+    def __init__(self, pipeline: Any, fps: int) -> None:
+        if not pipeline.tokenizer.is_fast:
+            raise TTOMError(
+                "The pipeline's tokenizer does not say where a token lies in the prompt; load it with "
+                "AutoTokenizer, which picks the fast one."
+            )
+        self.pipeline, self.transformer, self.fps = pipeline, pipeline.transformer, fps
         self.blocks: nn.ModuleList = getattr(self.transformer, self.blocks_name)
         self.num_layers = len(self.blocks)
         self.check_trainable()

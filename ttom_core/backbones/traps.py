@@ -30,8 +30,8 @@ def refuse_untrainable(transformer: nn.Module, attentions: Iterable[Any], device
             raise TTOMError(_OFFLOADED.format("group"))
         if technique.endswith("_cache") or technique == "pyramid_attention_broadcast":
             raise TTOMError(
-                f"A cache ({technique}) reuses the model's answers of one denoising step in the next, where an "
-                "optimisation changes them; call transformer.disable_cache() first."
+                f"A cache ({technique}) reuses what the model gave at one denoising step in the next, and an "
+                "optimisation changes just that; call transformer.disable_cache() first."
             )
     processors = []
     for attention in attentions:

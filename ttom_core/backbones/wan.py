@@ -23,7 +23,6 @@ class WanBackbone(PipelineBackbone):
 
     family = "wan"
     pipeline_class = WanPipeline
-    fps_default = 16
     blocks_name, attention_name, self_attention_name = "blocks", "attn2", "attn1"
 
     def __init__(self, pipeline: WanPipeline, fps: int | None = None) -> None:
@@ -31,15 +30,17 @@ class WanBackbone(PipelineBackbone):
             raise TTOMError("This Wan model lacks its high-noise expert, the part 'transformer'; load both.")
         if pipeline.transformer.config.added_kv_proj_dim is not None:
             raise TTOMError("This Wan model takes an image; TTOM needs a text-to-video one.")
-        super().__init__(pipeline, fps)
+        # The 2.2 model for texts and images, which has a timestep for each token, was trained at 24.
+        super().__init__(pipeline, fps or (24 if pipeline.config.expand_timesteps else 16))
 
     def check_trainable(self, lowest_sigma: float = 1.0) -> None:
         super().check_trainable(lowest_sigma)
         boundary = self.pipeline.config.boundary_ratio or 0.0
         if lowest_sigma < boundary:
             raise TTOMError(
-                f"The noise level {lowest_sigma:.3g} is to be optimised, but below {boundary:g} the model's "
-                f"low-noise expert takes over, which TTOM leaves alone; set sigma_end to at least {boundary:g}."
+                f"A step at noise level {lowest_sigma:.3g} is to be optimised, but below {boundary:g} the "
+                "model's low-noise expert takes over, which TTOM leaves alone; set sigma_end to at least "
+                f"{boundary:g}."
             )
 
     @property

@@ -1,0 +1,109 @@
+"""CogVideoX text-to-video (2B, 5B, 1.5) through diffusers' CogVideoXPipeline.
+
+Text and video share one sequence, text first, and one attention. Adapters on it therefore act on the video's
+self-attention too, and nothing in its block can be computed ahead of them.
+
+The schedule is variance-preserving, x_t = √ᾱ·x_0 + √(1−ᾱ)·ε. Its noise level is put as σ of the
+flow-matching form (1−σ)·x_0 + σ·ε with the same ratio of signal to noise: σ = √(1−ᾱ) / (√ᾱ + √(1−ᾱ)). Ranges
+of noise levels then mean the same for both families: the fifth of 50 steps is at 0.977 (2B) and 0.959 (5B)
+here, at 0.972 for Wan. √(1−ᾱ) alone is above 0.99 for all of the first eight steps and more.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import CogVideoXPipeline
+from diffusers.models.embeddings import apply_rotary_emb
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from ..attention import JointMap, PhraseTokens, joint_phrase_maps
+from ..errors import TTOMError
+from .pipeline import PipelineBackbone
+
+
+class CogVideoXBackbone(PipelineBackbone):
+    """Answers the backbone protocol for a CogVideoXPipeline.
+
+    `joint_map` says what the map of a phrase is: `video_to_text`, `text_to_video` or `renormalized`
+    (`attention.joint_phrase_maps`).
+    """
+
+    family = "cogvideox"
+    pipeline_class = CogVideoXPipeline
+    blocks_name, attention_name = "transformer_blocks", "attn1"
+
+    def __init__(
+        self, pipeline: CogVideoXPipeline, fps: int | None = None, joint_map: JointMap = "video_to_text"
+    ) -> None:
+        if not hasattr(pipeline.scheduler, "alphas_cumprod"):
+            raise TTOMError(
+                f"The scheduler {type(pipeline.scheduler).__name__} has no alphas, which CogVideoX's noise "
+                "levels come from; use CogVideoXDDIMScheduler or CogVideoXDPMScheduler."
+            )
+        self.joint_map: JointMap = joint_map
+        # 1.5, the one with patches over time, was trained at 16 frames a second, the others at 8.
+        super().__init__(pipeline, fps or (16 if pipeline.transformer.config.patch_size_t else 8))
+
+    @classmethod
+    def _own_parts(cls, folder: Path) -> dict[str, Any]:
+        # The listing names a tokenizer that, in older releases, does not say where its tokens lie.
+        return {"tokenizer": AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)}
+
+    @property
+    def _patch(self) -> tuple[int, int, int]:
+        config = self.transformer.config
+        return config.patch_size_t or 1, config.patch_size, config.patch_size
+
+    def _frames_step(self) -> int:
+        # The VAE decodes latent frames in pairs after the first; an even number would come out longer.
+        return 2 * self.pipeline.vae_scale_factor_temporal * self._patch[0]
+
+    def check_size(self, num_frames: int, height: int, width: int) -> None:
+        super().check_size(num_frames, height, width)
+        config = self.transformer.config
+        if config.patch_size_t is None and num_frames > config.sample_frames:
+            raise TTOMError(
+                f"The model makes clips of at most {config.sample_frames} frames, not {num_frames}."
+            )
+
+    def _text_limit(self) -> int:
+        return self.transformer.config.max_text_seq_length
+
+    def _latent_size(self, latents: Tensor) -> tuple[int, int, int]:
+        _, frames, _, rows, columns = latents.shape
+        return frames, rows, columns
+
+    def _shared_inputs(self, call: dict[str, Any]) -> dict[str, Any]:
+        return {"image_rotary_emb": call.get("image_rotary_emb")}
+
+    def _reader(
+        self, call: dict[str, Any], tokens: PhraseTokens, keep_heads: bool
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        text, rotary = call["encoder_hidden_states"].shape[1], call.get("image_rotary_emb")
+
+        def rotated(x: Tensor) -> Tensor:
+            """As the attention goes on to do with the video tokens; the 2B model has no rotation."""
+            if rotary is None:
+                return x
+            return torch.cat([x[:, :, :text], apply_rotary_emb(x[:, :, text:], rotary)], 2)
+
+        def read(query: Tensor, key: Tensor) -> Tensor:  # [B, heads, text + video, d] each
+            return joint_phrase_maps(rotated(query), rotated(key), tokens, text, self.joint_map, keep_heads)
+
+        return read
+
+    def sigmas(self, steps: int) -> list[float]:
+        scheduler = copy.deepcopy(self.pipeline.scheduler)
+        scheduler.set_timesteps(steps)
+        return [self.sigma_of(timestep) for timestep in scheduler.timesteps]
+
+    def sigma_of(self, timestep: Tensor) -> float:
+        signal = float(self.pipeline.scheduler.alphas_cumprod[int(timestep.flatten()[0])]) ** 0.5
+        noise = max(0.0, 1 - signal**2) ** 0.5
+        return noise / (signal + noise)
