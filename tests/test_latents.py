@@ -537,22 +537,21 @@ def test_the_noise_preset_moves_the_first_step_alone(backbone):
 
 
 def test_the_best_of_several_noises_is_the_one_it_says(backbone, settings):
-    """The chosen seed has the lowest first loss, alone it gives the same clip, and one candidate is itself."""
+    """The chosen seed has the lowest first loss and alone gives the same clip; one candidate is itself."""
     layout = plan(PROMPT)
 
     def first_loss_and_clip(seed, candidates):
         chosen = with_latents(settings, iterations=1, candidates=candidates)
-        made = generate(backbone, PROMPT, layout, chosen, seed=seed, steps=STEPS, **SIZE)
+        made = generate(backbone, PROMPT, layout, chosen, seed=seed, steps=2, **SIZE)
         return made.trace.latent_rows[0].loss, made.settings["noise_seed"], made.frames
 
     before = whole_state(backbone)
-    best, noise_seed, frames = first_loss_and_clip(3, 6)
+    best, noise_seed, frames = first_loss_and_clip(3, 4)
     assert whole_state(backbone) == before
     single, same, again = first_loss_and_clip(noise_seed, 1)
     assert same == noise_seed and single == best and (again == frames).all()
     own, itself, _ = first_loss_and_clip(3, 1)
     assert itself == 3 and best <= own
-    assert first_loss_and_clip(3, 6)[1] == noise_seed
     few = first_loss_and_clip(3, 2)[0]
     assert best <= few <= own  # more candidates begin with the fewer
 
