@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .attention import AttentionProbe
 from .editing import LayoutEditor
 from .masks import SoftMask
 from .memory import (
@@ -33,4 +34,4 @@ class TTOMExtension(ComfyExtension):
             *[MemoryBrowse, MemoryExport, MemoryImport],
         ]
         planning = [LanguageModel, LayoutPlanner, LayoutEditor, LayoutPreview]
-        return [LoadModel, *planning, SoftMask, TTOSampler, *memory]
+        return [LoadModel, *planning, SoftMask, TTOSampler, AttentionProbe, *memory]

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from ..ttom_core.backbones import load
 from ..ttom_core.generate import generate
 from ..ttom_core.optimize import PRESETS
+from ..ttom_core.probe import chosen_layers
 from . import host
 from .types import (
     BackboneSocket,
@@ -103,6 +104,13 @@ class TTOSampler(io.ComfyNode):
                     optional=True,
                     tooltip="Off: what was recalled is used as it is, at the cost of the plain model.",
                 ),
+                io.String.Input(
+                    "layers",
+                    default="",
+                    optional=True,
+                    tooltip="Where the loss is taken, such as 1,2: empty for the preset's own layers, "
+                    "'probed' for those that `ttom probe` found for this model.",
+                ),
             ],
             outputs=[
                 io.Image.Output("images", display_name="images"),
@@ -130,12 +138,15 @@ class TTOSampler(io.ComfyNode):
         masks: LayoutMasks | None = None,
         recall: Recall | None = None,
         optimise: bool = True,
+        layers: str = "",
     ) -> io.NodeOutput:
         settings = None
         if masks is not None:
             choice: dict[str, object] = {"mask_kind": masks.kind, "softness": masks.softness}
             if not optimise:
                 choice |= {"iterations": 0, "latents": None}
+            if layers.strip():
+                choice["layers"] = chosen_layers(layers, backbone.fingerprint)
             settings = PRESETS[preset].model_copy(update=choice)
         with torch.inference_mode(False):
             made = generate(

@@ -27,6 +27,8 @@ def test_every_pixel_of_the_named_object_and_no_other() -> None:
     np.testing.assert_array_equal(masks[0], (frames == PALETTE["red"]).all(-1))
     np.testing.assert_array_equal(masks[1], (frames == PALETTE["blue"]).all(-1))
     assert not masks[2].any()
+    alone = BlobGrounding().locate(frames, ["red circle", "blue square"])
+    np.testing.assert_array_equal(alone, masks[:2], "misdrawn, and still the only red thing asked for")
 
 
 @pytest.mark.parametrize("phrase", ["a dog", "red dog", "circle", "red blue circle", ""])

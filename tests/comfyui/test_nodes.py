@@ -48,9 +48,16 @@ SOCKETS = {
     "TTOM_TTOSampler": (
         [
             *["backbone", "prompt", "negative_prompt", "preset", "seed", "steps", "guidance_scale"],
-            *["num_frames", "width", "height", "masks", "recall", "optimise"],
+            *["num_frames", "width", "height", "masks", "recall", "optimise", "layers"],
         ],
         ["IMAGE", "FLOAT", "LORA_MODEL", "LOSS_MAP", "TTOM_SOLVED"],
+    ),
+    "TTOM_AttentionProbe": (
+        [
+            *["backbone", "layout", "prompt", "grounding", "count", "seed", "steps", "guidance_scale"],
+            *["num_frames", "width", "height", "detector", "segmenter"],
+        ],
+        ["IMAGE", "IMAGE", "STRING"],
     ),
     "TTOM_MemoryOpen": (["name", "read_only", "max_entries"], ["TTOM_MEMORY"]),
     "TTOM_MemoryRead": (
@@ -321,6 +328,42 @@ def test_what_was_recalled_can_be_used_as_it_is(comfyui: Any) -> None:
     assert all("optimising" not in words for words in run.texts)
     base = comfyui.run(base_graph())
     assert (pictures(comfyui, run, "save") != pictures(comfyui, base, "save")).any()
+
+
+def probe_graph(prompt: str = "a red circle") -> Graph:
+    """A probe of one prompt, its pictures, and a video optimised in the layers it recommends."""
+    graph = tto_graph()
+    graph["plan"]["inputs"]["prompt"] = prompt
+    graph |= {
+        "probe": node(
+            "TTOM_AttentionProbe",
+            backbone=["load", 0], layout=["plan", 0], prompt=["plan", 1], grounding="blobs", count=2,
+            seed=3, steps=STEPS, guidance_scale=4.0, num_frames=21, width=64, height=64,
+        ),
+        "maps": node("PreviewImage", images=["probe", 0]),
+        "chart": node("PreviewImage", images=["probe", 1]),
+        "layers": node("PreviewAny", source=["probe", 2]),
+        "tto": sampler(masks=["soften", 0], prompt=["plan", 1], layers=["probe", 2]),
+    }  # fmt: skip
+    kept = ("load", "plan", "soften", "probe", "maps", "chart", "layers", "tto", "save")
+    return {name: graph[name] for name in kept}
+
+
+def test_a_probe_recommends_layers_to_the_sampler(comfyui: Any) -> None:
+    run = comfyui.run(probe_graph())
+    assert run.end == "success", run.error
+    layers = [int(layer) for layer in text(run, "layers").split(",")]
+    assert len(layers) == 2 and layers == sorted(set(layers))
+    assert pictures(comfyui, run, "maps").shape[0] == 1  # one phrase
+    assert pictures(comfyui, run, "chart").shape[0] == 1
+    bar = [(value, total) for name, value, total in run.progress if name == "probe"]
+    assert bar[-1] == (STEPS, STEPS)
+    chosen = pictures(comfyui, run, "save")
+    graph = probe_graph()
+    graph["tto"]["inputs"]["layers"] = ""
+    assert (pictures(comfyui, comfyui.run(graph), "save") != chosen).any(), "the preset's own layers"
+    graph["tto"]["inputs"]["layers"] = "first"
+    assert "names no layers" in comfyui.run(graph).error
 
 
 def planning_graph(url: str, **changes: Any) -> Graph:

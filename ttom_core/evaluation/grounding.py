@@ -33,13 +33,18 @@ def grounding_of(
 
 
 class BlobGrounding:
-    """The pixels of the blobs in a phrase's colour and shape: the truth of the demo's scenes."""
+    """The pixels of the blobs in a phrase's colour: the truth of the demo's scenes.
+
+    Of several phrases in one colour, each has the blobs in its shape. A phrase alone in its colour has
+    them all: a circle that came out square is where the circle is.
+    """
 
     name = "blobs"
 
     def locate(self, frames: np.ndarray, phrases: Sequence[str]) -> np.ndarray:
         """Masks bool [N, F, H, W]; TTOMError for a phrase without one palette colour and one shape."""
         nouns = [_noun(phrase) for phrase in phrases]
+        colours = [colour for colour, _ in nouns]
         masks = np.zeros((len(phrases), *frames.shape[:3]), bool)
         for f, frame in enumerate(frames):
             height, width = frame.shape[:2]
@@ -48,8 +53,9 @@ class BlobGrounding:
                 left, right = ((blob.x + side * blob.w / 2) * width for side in (-1, 1))
                 top, bottom = ((blob.y + side * blob.h / 2) * height for side in (-1, 1))
                 where = slice(round(top), round(bottom)), slice(round(left), round(right))
-                for mask, noun in zip(masks[:, f], nouns, strict=True):
-                    if noun == (blob.colour, blob.shape):
+                for mask, (colour, shape) in zip(masks[:, f], nouns, strict=True):
+                    alone = colours.count(colour) == 1
+                    if blob.colour == colour and (alone or blob.shape == shape):
                         mask[where] |= regions[blob.colour][where]
         return masks
 
