@@ -494,7 +494,7 @@ def _export(options: argparse.Namespace) -> None:
     def plan(prompt: str) -> Layout:
         return _propose(argparse.Namespace(**(vars(options) | {"prompt": prompt})))[0]
 
-    run_export(options, settings, _clip_settings(options), plan, planner)
+    run_export(options, _backbone, settings, _clip_settings(options), plan, planner)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from ..errors import TTOMError
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..backbones.base import Backbone
     from ..layout import Layout
     from ..optimize import TTOSettings
     from .exports import Clip, Facts, Suite
@@ -43,6 +44,7 @@ def add_export(commands: Any) -> list[argparse.ArgumentParser]:
 
 def run_export(
     options: argparse.Namespace,
+    load: Callable[[str], Backbone],
     settings: TTOSettings | None,
     sampling: dict[str, Any],
     plan: Callable[[str], Layout],
@@ -51,7 +53,6 @@ def run_export(
     """Make the videos; `settings` None is the plain model, `planner` says how `plan` makes layouts."""
     from tqdm import tqdm
 
-    from ..backbones import load
     from ..generate import generate
     from ..planner import PlanError
     from .exports import check_length, export
