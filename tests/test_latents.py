@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 
 import pytest
+import tiny_cogvideox
 import torch
 from conftest import PHRASES, PROMPT, SIZE, STEPS
-from diffusers import UniPCMultistepScheduler, WanPipeline
+from diffusers import CogVideoXDPMScheduler, UniPCMultistepScheduler, WanPipeline
 from pydantic import ValidationError
 from test_attention import call_of
 from test_optimize import state_of
 
+from ttom_core.backbones.cogvideox import CogVideoXBackbone
 from ttom_core.backbones.wan import WanBackbone
 from ttom_core.cli import main
 from ttom_core.errors import TTOMError
@@ -48,9 +52,10 @@ class Watched:
         scheduler, self.calls, self.samples, self.made = backbone.pipeline.scheduler, [], [], []
         step = scheduler.step
 
-        def watched(model_output, timestep, sample, *args, **kwargs):
-            self.samples.append(sample.clone())
-            result = step(model_output, timestep, sample, *args, **kwargs)
+        @functools.wraps(step)
+        def watched(*args, **kwargs):
+            self.samples.append(inspect.signature(step).bind(*args, **kwargs).arguments["sample"].clone())
+            result = step(*args, **kwargs)
             self.made.append(result[0].clone())
             return result
 
@@ -294,15 +299,15 @@ def pipeline_with(backbone, **parts) -> WanBackbone:
     return WanBackbone(WanPipeline(**(kept | parts)), fps=8)
 
 
-def run(backbone, steps=STEPS, on_step=lambda step: None):
+def run(backbone, on_step=lambda step: None, size=SIZE):
     return backbone.sample(
         PROMPT,
         negative_prompt="",
-        steps=steps,
+        steps=STEPS,
         guidance_scale=3.0,
         generator=torch.Generator().manual_seed(0),
         on_step=on_step,
-        **SIZE,
+        **size,
     )
 
 
@@ -344,6 +349,29 @@ def test_unipc_goes_on_from_the_moved_latents(backbone, masks, settings, monkeyp
     for step in steps:
         assert torch.equal(kept[step], watched.samples[step])
     assert (run(unipc) == plain).all()
+
+
+@pytest.mark.parametrize("scheduler", [None, CogVideoXDPMScheduler])
+@pytest.mark.parametrize("energy", ["alignment", "lvd"])
+def test_both_branches_in_one_batch_see_the_moved_latents(monkeypatch, energy, scheduler):
+    """CogVideoX calls its denoiser once a step; its stochastic scheduler takes the latents as its fifth."""
+    cogvideox = CogVideoXBackbone(tiny_cogvideox.build("5b"))
+    if scheduler:
+        cogvideox.pipeline.scheduler = scheduler(**tiny_cogvideox.scheduler_options("5b"))
+    masks = soft_masks(plan(PROMPT), tiny_cogvideox.GRID, "hard_box")
+    plain = run(cogvideox, size=tiny_cogvideox.SIZE)
+    watched = Watched(cogvideox, monkeypatch)
+    chosen = with_latents(TTOSettings(layers=(1, 2)), energy=energy, step_size=0.05, sigma_end=0.9)
+    with LatentGuidance(cogvideox, masks, PROMPT, chosen, steps=STEPS) as guidance, watched:
+        moved = run(cogvideox, size=tiny_cogvideox.SIZE)
+    assert len(watched.calls) == len(watched.samples) == STEPS and (moved != plain).any()
+    last = guidance.trace.latent_rows[-1].step
+    for index, (call, latents) in enumerate(zip(watched.calls, watched.samples, strict=True)):
+        assert torch.equal(call, latents.expand(2, *latents.shape[1:]))
+        if index:
+            assert torch.equal(latents, watched.made[index - 1]) == (index > last)
+    losses = [row.loss for row in guidance.trace.latent_rows]
+    assert losses[1] < losses[0]
 
 
 def test_it_works_under_inference_mode(backbone, masks, settings, sample):

@@ -66,7 +66,9 @@ class LatentGuidance:
         self.on_progress, self.keep_maps, self.trace = on_progress, keep_maps, trace or Trace()
         self.tokens = list(backbone.phrase_tokens(prompt, masks.phrases).values())
         self._counts = [len(tokens) for tokens in self.tokens]
-        self.planned_iterations = self._plan(backbone.sigmas(steps))
+        sigmas = backbone.sigmas(steps)
+        self.planned_iterations = self._plan(sigmas)
+        backbone.check_trainable([s for s, n in zip(sigmas, self.planned_iterations, strict=True) if n])
         self._stack = ExitStack()
         self._sigma: float | None = None  # of the step that is running
         self._step = -1
@@ -74,14 +76,16 @@ class LatentGuidance:
 
     def _plan(self, sigmas: list[float]) -> list[int]:
         """The most iterations of each denoising step; early stops make them fewer."""
-        planned = [self.latents.iterations * self._wanted(sigma) for sigma in sigmas]
-        if self.latents.iterations and not any(planned):
+        wanted = [sigma for sigma in sigmas if self._wanted(sigma)]
+        if self.latents.iterations and not wanted:
             low, high = self.latents.sigma_end, self.latents.sigma_start
             raise TTOMError(
                 f"None of the {len(sigmas)} denoising steps has a noise level between {low} and {high}, so "
                 "there are no latents to move; use more steps or lower latents.sigma_end."
             )
-        return planned
+        if self.latents.iterations:
+            self.backbone.check_trainable(min(wanted))
+        return [self.latents.iterations * self._wanted(sigma) for sigma in sigmas]
 
     def _wanted(self, sigma: float) -> bool:
         return is_between(sigma, self.latents.sigma_start, self.latents.sigma_end)
