@@ -208,7 +208,9 @@ class TTO:
         self.backbone, self.masks, self.prompt, self.settings = backbone, masks, prompt, settings
         self.on_progress, self.keep_maps, self.trace = on_progress, keep_maps, Trace()
         self.tokens = list(backbone.phrase_tokens(prompt, masks.phrases).values())
-        self.planned_iterations = self._plan(backbone.sigmas(steps))
+        sigmas = backbone.sigmas(steps)
+        self.planned_iterations = self._plan(sigmas)
+        backbone.check_trainable([s for s, n in zip(sigmas, self.planned_iterations, strict=True) if n])
         modules = backbone.adapter_modules(settings.layers, settings.scope)
         self.initial = adapter or init_adapter(
             modules, settings.rank, settings.alpha, settings.lora_seed, backbone.fingerprint

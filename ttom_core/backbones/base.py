@@ -22,8 +22,8 @@ class Backbone(Protocol):
     fps: int
     max_text_tokens: int
 
-    def check_trainable(self, lowest_sigma: float = 1.0) -> None:
-        """TTOMError when an adapter would not learn, down to this noise level, on the model as it now is."""
+    def check_trainable(self, sigmas: Sequence[float] = ()) -> None:
+        """TTOMError when nothing could be optimised, at one of these noise levels, on the model as it is."""
 
     def check_size(self, num_frames: int, height: int, width: int) -> None:
         """TTOMError when a clip of this size does not fit the VAE and the patches."""

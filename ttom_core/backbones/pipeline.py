@@ -71,7 +71,7 @@ class PipelineBackbone(ABC):
         """Parts of the pipeline that are loaded otherwise than its listing says."""
         return {}
 
-    def check_trainable(self, lowest_sigma: float = 1.0) -> None:
+    def check_trainable(self, sigmas: Sequence[float] = ()) -> None:
         attentions = [getattr(block, self.attention_name) for block in self.blocks]
         refuse_untrainable(self.transformer, attentions, self.pipeline._execution_device)
 
@@ -195,6 +195,7 @@ class PipelineBackbone(ABC):
         first, last = start.first_block, max(layers)
         constant = getattr(blocks[first], self.self_attention_name) if self.self_attention_name else None
         if start.state is None:
+            _insist_on_one_video(call["hidden_states"], chosen)
             gradients = torch.is_grad_enabled() and latents.requires_grad
             with torch.set_grad_enabled(gradients), captured(start, blocks[first], constant):
                 # The host's attention_kwargs stay out: a LoRA scale in them would be gone in backward.
@@ -272,6 +273,15 @@ class PipelineBackbone(ABC):
             output_type="np",
         ).frames[0]
         return (video * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def _insist_on_one_video(latents: Tensor, rows: Sequence[int]) -> None:
+    """TTOMError when a call holds more; guidance in one batch only repeats a video's latents."""
+    if len(rows) > 1 or not all(torch.equal(row, latents[rows[0]]) for row in latents):
+        raise TTOMError(
+            "TTOM optimises one video at a time; call the pipeline with a single prompt and "
+            "num_videos_per_prompt=1."
+        )
 
 
 def _fingerprint(family: str, transformer: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from diffusers import WanPipeline
@@ -33,12 +33,12 @@ class WanBackbone(PipelineBackbone):
         # The 2.2 model for texts and images, which has a timestep for each token, was trained at 24.
         super().__init__(pipeline, fps or (24 if pipeline.config.expand_timesteps else 16))
 
-    def check_trainable(self, lowest_sigma: float = 1.0) -> None:
-        super().check_trainable(lowest_sigma)
-        boundary = self.pipeline.config.boundary_ratio or 0.0
-        if lowest_sigma < boundary:
+    def check_trainable(self, sigmas: Sequence[float] = ()) -> None:
+        super().check_trainable(sigmas)
+        boundary, lowest = self.pipeline.config.boundary_ratio or 0.0, min(sigmas, default=1.0)
+        if lowest < boundary:
             raise TTOMError(
-                f"A step at noise level {lowest_sigma:.3g} is to be optimised, but below {boundary:g} the "
+                f"A step at noise level {lowest:.3g} is to be optimised, but below {boundary:g} the "
                 "model's low-noise expert takes over, which TTOM leaves alone; set sigma_end to at least "
                 f"{boundary:g}."
             )
