@@ -157,7 +157,7 @@ def test_nothing_to_do_starts_nothing_and_bad_input_is_refused(tmp_path):
     assert list(in_workers(print, {}, "nowhere")) == []
     path = tmp_path / "rows.jsonl"
     path.write_text('{"key": "a", "square": 1}\n[1]\n{"no": "key"}\nnull\n')
-    assert rows_of(print, {"a": 1}, "nowhere", path) == {"a": {"square": 1}}
+    assert rows_of(print, {"a": 1}, "nowhere", path) == {"a": {"key": "a", "square": 1}}
     with pytest.raises(TTOMError, match="At least 1 worker"):
         list(in_workers(print, {"a": 1}, "nowhere", 0))
     with pytest.raises(TTOMError, match="cannot be read"):

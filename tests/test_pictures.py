@@ -12,6 +12,7 @@ from ttom_core.errors import TTOMError
 from ttom_core.layout import Box, Keyframe, Layout, TrackedObject
 from ttom_core.pictures import (
     COLOURS,
+    beside,
     draw_layout,
     enlarge,
     heatmap,
@@ -167,3 +168,14 @@ def test_a_chart_of_intervals_shows_every_row_and_needs_one(tmp_path):
     for empty in ({}, {"composition": {}}):
         with pytest.raises(TTOMError, match="at least one panel"):
             interval_chart(empty, tmp_path / "y.png")
+
+
+def test_clips_stand_beside_each_other_in_their_order():
+    white = np.full_like(GREY, 255)
+    both = beside({"a": GREY, "b": white})
+    assert both.shape == (5, 128 + 22, 2 * 128 + 4, 3)
+    assert (both[:, 22:, :128] == 100).all() and (both[:, 22:, 132:] == 255).all()
+    assert (both[:, :22, :128] != 255).any(), "a label"
+    for wrong in ({}, {"a": GREY, "b": GREY[:2]}):
+        with pytest.raises(TTOMError, match="one size"):
+            beside(wrong)

@@ -126,6 +126,24 @@ def strip(rows: Mapping[str, np.ndarray], columns: int = 6) -> Image.Image:
     return sheet
 
 
+def beside(clips: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Labelled clips of one size and length beside each other, as the frames of one."""
+    if len({frames.shape for frames in clips.values()}) != 1:
+        raise TTOMError("Clips beside each other need one size and length; give at least one.")
+    big = {label: enlarge(frames, 128) for label, frames in clips.items()}
+    count, height, width, _ = next(iter(big.values())).shape
+    gap, top = 4, 22
+    sheet = Image.new("RGB", (len(big) * (width + gap) - gap, height + top), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
+    for place, label in enumerate(big):
+        draw.text((place * (width + gap) + 3, 3), label, fill="black", font=font)
+    drawn = np.stack([np.asarray(sheet)] * count)
+    for place, frames in enumerate(big.values()):
+        left = place * (width + gap)
+        drawn[:, top:, left : left + width] = frames
+    return drawn
+
+
 def loss_curve(rows: Sequence[Any], path: str | Path) -> None:
     """The loss of every iteration (rows with step, sigma, loss), the denoising steps marked."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..pictures import interval_chart
-from .evaluate import QUALITIES, Methods, evaluate, figures
-from .pool import Row
+from ..pictures import beside, interval_chart, save_video
+from .evaluate import QUALITIES, Methods, evaluate, figures, frames_of
+from .pool import Row, backbone_of
 from .results import write_result
 
 
@@ -55,7 +55,11 @@ def compare(
     pictures: Path | None = None,
     on_row: Callable[[int, Row], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Make what is missing of a comparison, and write results/NAME.json and results/NAME.png."""
+    """Make what is missing of a comparison, and write results/NAME.json and results/NAME.png.
+
+    With `pictures`, where all clips' frames are kept, also results/NAME/CATEGORY.mp4: the methods beside
+    each other at the first prompt of each category.
+    """
     rows = evaluate(
         model,
         prompts,
@@ -70,7 +74,7 @@ def compare(
     table = figures(rows, comparison.pairs, comparison.by_category)
     if comparison.extra:
         table |= comparison.extra(rows)
-    settings = {
+    settings: dict[str, Any] = {
         "question": comparison.question,
         "prompts": comparison.split,
         "steps": steps,
@@ -80,6 +84,9 @@ def compare(
         },
         "pairs": [list(pair) for pair in comparison.pairs],
     }
+    if pictures:
+        fps = backbone_of(model).fps
+        settings["videos"] = _videos(rows, pictures, results / name, fps)
     write_result(results / f"{name}.json", command, seed, table, settings)
     panels = {}
     for quality in QUALITIES:
@@ -87,3 +94,23 @@ def compare(
         panels[quality] = {method: (f["value"], f["low"], f["high"]) for method, f in found.items()}
     interval_chart(panels, results / f"{name}.png", comparison.reference)
     return table
+
+
+def _videos(rows: dict[str, list[Row]], pictures: Path, folder: Path, fps: int) -> list[dict[str, Any]]:
+    """A video a category: its first prompt by every method."""
+    folder.mkdir(parents=True, exist_ok=True)
+    told: dict[str, dict[str, Any]] = {}
+    for members in zip(*rows.values(), strict=True):
+        first = members[0]
+        if first["category"] in told:
+            continue
+        clips = {method: frames_of(row, pictures) for method, row in zip(rows, members, strict=True)}
+        file = f"{first['category']}.mp4"
+        save_video(beside(clips), folder / file, fps)
+        told[first["category"]] = {
+            "file": f"{folder.name}/{file}",
+            "prompt": first["prompt"],
+            "category": first["category"],
+            "seed": first["seed"],
+        }
+    return list(told.values())

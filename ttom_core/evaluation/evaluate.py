@@ -98,26 +98,35 @@ def evaluate(
     """The rows of each method, in the prompts' order, their noise being seed + the prompt's index.
 
     Continues `rows_path`. With `pictures`, each prompt's methods are kept there beside each other with
-    their layout, and every clip's frames under `clips/`. `on_row(left, row)` is called for each new row.
+    their layout, and the frames of every clip (`frames_of`). `on_row(left, row)` is called for each new row.
     """
     if not methods:
         raise TTOMError("There is no method to evaluate; name at least one.")
     fingerprint = backbone_of(model).fingerprint
-    clips = pictures / "clips" if pictures else None
-    wanted: dict[tuple[str, int], str] = {}
+    wanted: dict[str, list[str]] = {name: [] for name in methods}
     jobs: dict[str, Clip] = {}
     for name, settings in methods.items():
         for index, spec in enumerate(prompts):
             clip = Clip(spec, settings, seed + index, steps)
-            wanted[name, index] = key = clip.key(fingerprint)
-            jobs[key] = clip._replace(picture=str(clips / f"{key}.png")) if clips else clip
-
-    rows = rows_of(make_clip, jobs, model, rows_path, workers=workers, on_row=on_row)
-    if pictures and clips:
+            key = clip.key(fingerprint)
+            wanted[name].append(key)
+            jobs[key] = clip._replace(picture=str(_picture(pictures, key))) if pictures else clip
+    unseen = {key for key, clip in jobs.items() if clip.picture and not Path(clip.picture).exists()}
+    found = rows_of(make_clip, jobs, model, rows_path, again=unseen, workers=workers, on_row=on_row)
+    rows = {name: [found[key] for key in keys] for name, keys in wanted.items()}
+    if pictures:
         for index, spec in enumerate(prompts):
-            beside = {name: clips / f"{wanted[name, index]}.png" for name in methods}
-            _keep_strip(pictures, spec, seed + index, beside)
-    return {name: [rows[wanted[name, index]] for index in range(len(prompts))] for name in methods}
+            _keep_strip(pictures, spec, {name: members[index] for name, members in rows.items()})
+    return rows
+
+
+def _picture(folder: Path, key: str) -> Path:
+    return folder / "clips" / f"{key}.png"
+
+
+def frames_of(row: Row, pictures: Path) -> np.ndarray:
+    """The frames of a row's clip, uint8 [F, H, W, 3], as an evaluation kept them in its `pictures`."""
+    return load_frames(_picture(pictures, row["key"]))
 
 
 def save_frames(frames: np.ndarray, path: Path) -> None:
@@ -142,16 +151,16 @@ def load_frames(path: Path) -> np.ndarray:
     return pixels.reshape(-1, side, side, 3)
 
 
-def _keep_strip(folder: Path, spec: dict[str, Any], seed: int, clips: Mapping[str, Path]) -> None:
-    """One prompt's methods beside each other with their layout; not those whose frames were not kept."""
+def _keep_strip(folder: Path, spec: dict[str, Any], rows: Mapping[str, Row]) -> None:
+    """One prompt's methods beside each other with their layout."""
     from ..pictures import draw_layout, strip
     from ..planner import plan
 
     layout = plan(spec["prompt"])
-    rows = {name: draw_layout(load_frames(path), layout) for name, path in clips.items() if path.exists()}
-    if rows:
-        words = "_".join(spec["prompt"].replace(",", "").split())[:80]
-        strip(rows).save(folder / f"{spec['category']}_{seed}_{words}.png")
+    clips = {name: draw_layout(frames_of(row, folder), layout) for name, row in rows.items()}
+    words = "_".join(spec["prompt"].replace(",", "").split())[:80]
+    seed = next(iter(rows.values()))["seed"]
+    strip(clips).save(folder / f"{spec['category']}_{seed}_{words}.png")
 
 
 # Figures ------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -89,26 +89,28 @@ def rows_of(
     model: str,
     path: Path,
     *,
+    again: Collection[str] = (),
     workers: int | None = None,
     on_row: Callable[[int, Row], None] | None = None,
 ) -> dict[str, Row]:
     """The row of every job by its key, in the jobs' order; what `path` holds already is not made again.
 
-    A key says all that decides the row (`digest`). `on_row(left, row)` is called for each row that is
-    made now, `left` being how many are still to come.
+    A key says all that decides the row (`digest`), and stands in it. Those named in `again` are made
+    again, for the sake of what their work leaves beside the row. `on_row(left, row)` is called for each
+    row that is made now, `left` being how many are still to come.
     """
     known = _read(path)
-    missing = {key: job for key, job in jobs.items() if key not in known}
+    missing = {key: job for key, job in jobs.items() if key not in known or key in again}
     if missing:
         path.parent.mkdir(parents=True, exist_ok=True)
         left = len(missing)
         with path.open("a", encoding="utf-8") as file:
             for key, row in in_workers(work, missing, model, workers):
-                file.write(json.dumps({"key": key, **row}) + "\n")
+                known[key], left = {"key": key, **row}, left - 1
+                file.write(json.dumps(known[key]) + "\n")
                 file.flush()
-                known[key], left = row, left - 1
                 if on_row:
-                    on_row(left, row)
+                    on_row(left, known[key])
     return {key: known[key] for key in jobs}
 
 
@@ -141,7 +143,7 @@ def _read(path: Path) -> dict[str, Row]:
     for line in text.splitlines():
         try:
             row = json.loads(line)
-            rows[row.pop("key")] = row
+            rows[str(row["key"])] = row
         except (ValueError, KeyError, AttributeError, TypeError):
             continue
     return rows
