@@ -69,12 +69,7 @@ class LayoutEditor(io.ComfyNode):
                     optional=True,
                     tooltip="When the layout that is wired in goes before the drawing.",
                 ),
-                DrawingSocket.Input(
-                    "drawn",
-                    optional=True,
-                    tooltip="The drawing: a layout as JSON.",
-                    extra_dict={"default": ""},
-                ),
+                DrawingSocket.Input("drawn", optional=True, extra_dict={"default": ""}),
             ],
             outputs=[
                 LayoutSocket.Output("layout_out", display_name="layout"),

@@ -10,7 +10,10 @@ const LEAST_HEIGHT = 470;
 function drawingWidget(node, name) {
   let value = "";
   const beside = (other) => node.widgets?.find((widget) => widget.name === other);
-  const isLinked = (input) => node.inputs?.some(({ name, link }) => name === input && link != null);
+  const isLinked = (input) => {
+    const slot = node.inputs?.findIndex(({ name }) => name === input) ?? -1;
+    return slot >= 0 && node.isInputConnected(slot);
+  };
   // A value that comes over a wire is not known before a run.
   const own = (other) => (isLinked(other) ? undefined : beside(other)?.value);
   const editor = new LayoutEditor({

@@ -4,6 +4,7 @@
     COMFYUI_PYTHON  the Python that has its requirements and ours (default: the one running pytest)
     PLAYWRIGHT_CORE the folder of the npm package playwright-core, for the test in a browser
     CHROMIUM        the browser (default: chromium or google-chrome on the path)
+    COMFYUI_FRONTEND  another frontend than the installed one: the `static` folder of its package
 
 It runs as a subprocess with a base directory of its own, so nothing of the installation is touched;
 the pack is a link in `custom_nodes` there, under a name that is no Python name.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -181,6 +183,8 @@ def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
         "--cpu", "--port", str(port), "--base-directory", str(base),
         "--database-url", "sqlite:///:memory:", "--disable-api-nodes", "--disable-auto-launch",
     ]  # fmt: skip
+    if frontend := os.environ.get("COMFYUI_FRONTEND"):
+        command += ["--front-end-root", frontend]
     log = base / "comfyui.log"
     with log.open("wb") as sink:
         server = subprocess.Popen(command, cwd=main.parent, stdout=sink, stderr=sink)
@@ -203,3 +207,19 @@ def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
             server.wait(20)
         except subprocess.TimeoutExpired:
             server.kill()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> tuple[str, str, str]:
+    """What drives the frontend: node, playwright-core and a Chromium."""
+    node = shutil.which("node")
+    if not node:
+        pytest.skip("node is not on the path")
+    library = os.environ.get("PLAYWRIGHT_CORE")
+    if not library:
+        pytest.skip("PLAYWRIGHT_CORE is not set: the folder of the npm package playwright-core")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if not browser:
+        pytest.skip("no Chromium on the path; CHROMIUM names one elsewhere")
+    return node, str(Path(library).resolve()), browser

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -18,30 +17,16 @@ WORKFLOWS = sorted((HERE.parents[1] / "workflows").glob("*.json"))
 CANCELLED_AT = 3  # the value of the bar at which frontend.mjs presses cancel
 
 
-@pytest.fixture
-def browser() -> list[str]:
-    """What runs the driver: node, playwright-core and a Chromium."""
-    node = shutil.which("node")
-    if not node:
-        pytest.skip("node is not on the path")
-    library = os.environ.get("PLAYWRIGHT_CORE")
-    if not library:
-        pytest.skip("PLAYWRIGHT_CORE is not set: the folder of the npm package playwright-core")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if not chromium:
-        pytest.skip("no Chromium on the path; CHROMIUM names one elsewhere")
-    return [node, str(HERE / "frontend.mjs"), str(Path(library).resolve()), chromium]
-
-
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
 def test_an_artist_runs_cancels_and_runs_it_again(
-    comfyui: Any, browser: list[str], path: Path, tmp_path: Path
+    comfyui: Any, chromium: tuple[str, str, str], path: Path, tmp_path: Path
 ) -> None:
     """The screenshot stays in pytest's temporary folder, or in SCREENSHOTS, to be looked at."""
     pictures = Path(os.environ.get("SCREENSHOTS", tmp_path))
     pictures.mkdir(parents=True, exist_ok=True)
-    command = [*browser, comfyui.url, str(path), str(pictures / f"{path.stem}.png")]
+    node, library, browser = chromium
+    script, picture = str(HERE / "frontend.mjs"), str(pictures / f"{path.stem}.png")
+    command = [node, script, library, browser, comfyui.url, str(path), picture]
     run = subprocess.run(command, capture_output=True, text=True, timeout=1100)
     assert run.returncode == 0, run.stderr
     seen = json.loads(run.stdout)

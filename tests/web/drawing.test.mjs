@@ -52,7 +52,7 @@ test("random editing never leaves what a layout may be", () => {
     const old = drawing;
     const change = pick(id === null ? ["add"] : [
       "add", "remove", "duplicate", "rename", "box", "box", "box", "key", "unkey", "shift", "ease", "path", "enter",
-      "leave", "paste", "stack", "phrase", "look",
+      "leave", "paste", "phrase", "look",
     ]);
     drawing = {
       add: () => (objects.length < 6 ? d.addObject(drawing, box).drawing : drawing),
@@ -68,7 +68,6 @@ test("random editing never leaves what a layout may be", () => {
       enter: () => d.setStage(drawing, id, { enter: next() }),
       leave: () => d.setStage(drawing, id, { leave: next() }),
       paste: () => (objects.length < 4 ? d.pasteJson(drawing, d.copyJson(drawing)).drawing : drawing),
-      stack: () => d.moveInStack(drawing, id, Math.round(6 * next() - 3)),
       phrase: () => d.setPhrase(drawing, id, pick(["ball", "", "red ball"])),
       look: () => d.setLook(drawing, id, { colour: "#ffffff" }),
     }[change]();

@@ -1,0 +1,134 @@
+"""The layout editor: drawn in by real mouse and keys, and its node over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(900)]
+
+HERE = Path(__file__).resolve().parent
+HTML = "<img src=x onerror=alert(1)>"
+
+
+def drawing(**changes: Any) -> str:
+    box = {"x": 0.1, "y": 0.1, "w": 0.25, "h": 0.25}
+    item = {"id": "ball 1", "name": "ball", "phrase": "red ball", "keyframes": [{"time": 0, "box": box}]}
+    return json.dumps({"version": 1, "objects": [item]} | changes)
+
+
+def graph(drawn: Any, **changes: Any) -> dict[str, Any]:
+    inputs = {"prompt": "", "width": 64, "height": 64, "num_frames": 21, "drawn": drawn}
+    return {
+        "plan": {
+            "class_type": "TTOM_LayoutPlanner",
+            "inputs": {"prompt": "a green triangle falls", "seed": 0},
+        },
+        "edit": {"class_type": "TTOM_LayoutEditor", "inputs": inputs | changes},
+        "json": {"class_type": "PreviewAny", "inputs": {"source": ["edit", 3]}},
+        "notes": {"class_type": "PreviewAny", "inputs": {"source": ["edit", 2]}},
+    }
+
+
+def names(run: Any) -> list[str]:
+    assert run.end == "success", run.error
+    return [thing["name"] for thing in json.loads(run.outputs["json"]["text"][0])["objects"]]
+
+
+def test_the_editor_is_drawn_on_saved_and_reloaded(
+    comfyui: Any, chromium: tuple[str, str, str], tmp_path: Path
+) -> None:
+    """In the canvas and, where the frontend has them, in Nodes 2.0."""
+    for mode in ("canvas", "vue"):
+        check_mode(comfyui, chromium, Path(os.environ.get("SCREENSHOTS", tmp_path)), mode)
+
+
+def check_mode(comfyui: Any, chromium: tuple[str, str, str], pictures: Path, mode: str) -> None:
+    pictures.mkdir(parents=True, exist_ok=True)
+    node, library, browser = chromium
+    script = str(HERE / "editor.mjs")
+    command = [node, script, library, browser, comfyui.url, str(pictures / f"editor {mode}"), mode]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=420)
+    assert run.returncode == 0, run.stderr
+    seen = json.loads(run.stdout)
+    assert seen["faults"] == []
+
+    (circle,) = seen["drawn"]["objects"]
+    assert (circle["id"], circle["name"], circle["phrase"]) == ("red circle 1", "red circle", "red circle")
+    (key,) = circle["keyframes"]
+    assert key["time"] == 0
+    assert [key["box"][side] for side in "xywh"] == pytest.approx([0.1, 0.15, 0.25, 0.25], abs=0.02)
+
+    (circle,) = seen["moved"]["objects"]
+    assert [key["time"] for key in circle["keyframes"]] == [0, 1]
+    first, last = (key["box"] for key in circle["keyframes"])
+    assert last["x"] - first["x"] == pytest.approx(0.6, abs=0.04)  # it may have snapped
+    assert (last["w"], last["h"]) == (first["w"], first["h"])
+    assert seen["undone"] == seen["drawn"]
+    assert seen["redone"] == seen["moved"]
+
+    circle, other = json.loads(seen["value"])["objects"]
+    assert other["name"] == HTML
+    assert seen["images"] == 0, "a name was taken for HTML"
+    assert other["enter"] == pytest.approx(0.25)
+    boxes = {key["time"]: key["box"] for key in other["keyframes"]}
+    assert (boxes[0.5]["x"], boxes[0.5]["w"]) == (0.25, 0.25)
+    assert seen["looks"] == seen["looksAgain"] == {other["id"]: {"locked": True}}
+    assert seen["nodes"] == 1
+
+    assert seen["reloaded"] == seen["sent"] == seen["value"]
+    assert seen["labels"] == ["red circle", HTML]
+
+    assert seen["run"] == "execution_success"
+    assert seen["background"] == pytest.approx([0x33, 0x55, 0x77], abs=3)
+    (triangle,) = seen["taken"]["objects"]
+    assert "triangle" in triangle["name"]
+
+
+def test_what_is_drawn_is_what_goes_on(comfyui: Any) -> None:
+    run = comfyui.run(graph(drawing(), prompt="a red ball"))
+    assert names(run) == ["ball"]
+    assert json.loads(run.outputs["json"]["text"][0])["prompt"] == "a red ball"
+    assert run.outputs["edit"]["ttom_used"] == ["drawn"]
+
+    wired = {"layout": ["plan", 0]}
+    assert names(comfyui.run(graph("", **wired))) == ["triangle"]
+    assert names(comfyui.run(graph(drawing(), **wired))) == ["ball"]
+    always = comfyui.run(graph(drawing(), **wired, use_layout="always"))
+    assert names(always) == ["triangle"]
+    assert always.outputs["edit"]["ttom_used"] == ["upstream"]
+    (offered,) = always.outputs["edit"]["ttom_layout"]
+    assert json.loads(offered)["objects"][0]["name"] == "triangle"
+
+    run = comfyui.run(graph(drawing(), prompt="a blue square"))
+    assert "red ball" in run.outputs["notes"]["text"][0]
+
+
+@pytest.mark.parametrize(
+    ("drawn", "words"),
+    [
+        ("", "nothing is drawn"),
+        ("{", "not valid JSON"),
+        ("../../etc/passwd", "not valid JSON"),
+        (drawing(version=9), "version 9"),
+        (drawing(objects=[{"id": "a"}]), "objects.0"),
+        (drawing().replace('"w": 0.25', '"w": 1e308'), "outside the canvas"),
+        (drawing(extra=1), "extra"),
+        ("x" * 1_000_001, "at most 1000000"),
+        (12, "not int"),
+        ({"objects": []}, "not dict"),
+    ],
+)
+def test_a_bad_drawing_is_answered_by_a_sentence_that_names_the_field(
+    comfyui: Any, drawn: Any, words: str
+) -> None:
+    run = comfyui.run(graph(drawn))
+    assert run.end == "error"
+    assert "drawn: " in run.error
+    assert words in run.error
+    assert len(run.error.strip().splitlines()) == 1, run.error
