@@ -66,9 +66,7 @@ class LatentGuidance:
         self.on_progress, self.keep_maps, self.trace = on_progress, keep_maps, trace or Trace()
         self.tokens = list(backbone.phrase_tokens(prompt, masks.phrases).values())
         self._counts = [len(tokens) for tokens in self.tokens]
-        sigmas = backbone.sigmas(steps)
-        self.planned_iterations = self._plan(sigmas)
-        backbone.check_trainable([s for s, n in zip(sigmas, self.planned_iterations, strict=True) if n])
+        self.planned_iterations = self._plan(backbone.sigmas(steps))
         self._stack = ExitStack()
         self._sigma: float | None = None  # of the step that is running
         self._step = -1
@@ -84,7 +82,7 @@ class LatentGuidance:
                 "there are no latents to move; use more steps or lower latents.sigma_end."
             )
         if self.latents.iterations:
-            self.backbone.check_trainable(min(wanted))
+            self.backbone.check_trainable(wanted)
         return [self.latents.iterations * self._wanted(sigma) for sigma in sigmas]
 
     def _wanted(self, sigma: float) -> bool:
