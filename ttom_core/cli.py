@@ -405,8 +405,8 @@ def _write(
         before = heatmap(composed.frames, befores[phrase])
         after = heatmap(composed.frames, afters[phrase])
         strip({"before": before, "after": after}).save(out / f"{name}.png")
-    if rows := trace.rows or trace.latent_rows:
-        loss_curve(rows, out / "loss.png")
+    if losses := trace.rows or trace.latent_rows:
+        loss_curve(losses, out / "loss.png")
     if composed.adapter is not None:
         composed.adapter.save(out / "adapter.safetensors")
     record = {
