@@ -47,13 +47,15 @@ class CogVideoXBackbone(PipelineBackbone):
                 "levels come from; use CogVideoXDDIMScheduler or CogVideoXDPMScheduler."
             )
         self.joint_map: JointMap = joint_map
-        # 1.5, the one with patches over time, was trained at 16 frames a second, the others at 8.
-        super().__init__(pipeline, fps or (16 if pipeline.transformer.config.patch_size_t else 8))
+        super().__init__(pipeline, fps)
 
     @classmethod
     def _own_parts(cls, folder: Path) -> dict[str, Any]:
         # The listing names a tokenizer that, in older releases, does not say where its tokens lie.
         return {"tokenizer": AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)}
+
+    def _trained_fps(self) -> int:
+        return 16 if self.transformer.config.patch_size_t else 8  # 1.5 alone has patches over time
 
     @property
     def _patch(self) -> tuple[int, int, int]:

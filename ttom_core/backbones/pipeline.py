@@ -33,13 +33,14 @@ class PipelineBackbone(ABC):
     # An attention before that one in the block, which adapters leave alone.
     self_attention_name: ClassVar[str | None] = None
 
-    def __init__(self, pipeline: Any, fps: int) -> None:
+    def __init__(self, pipeline: Any, fps: int | None = None) -> None:
         if not pipeline.tokenizer.is_fast:
             raise TTOMError(
                 "The pipeline's tokenizer does not say where a token lies in the prompt; load it with "
                 "AutoTokenizer, which picks the fast one."
             )
-        self.pipeline, self.transformer, self.fps = pipeline, pipeline.transformer, fps
+        self.pipeline, self.transformer = pipeline, pipeline.transformer
+        self.fps = fps or self._trained_fps()
         self.blocks: nn.ModuleList = getattr(self.transformer, self.blocks_name)
         self.num_layers = len(self.blocks)
         self.check_trainable()
@@ -74,6 +75,10 @@ class PipelineBackbone(ABC):
     def check_trainable(self, sigmas: Sequence[float] = ()) -> None:
         attentions = [getattr(block, self.attention_name) for block in self.blocks]
         refuse_untrainable(self.transformer, attentions, self.pipeline._execution_device)
+
+    @abstractmethod
+    def _trained_fps(self) -> int:
+        """Frames a second of what the published models were trained on."""
 
     # Sizes ----------------------------------------------------------------------------------------
 

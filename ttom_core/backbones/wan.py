@@ -30,8 +30,7 @@ class WanBackbone(PipelineBackbone):
             raise TTOMError("This Wan model lacks its high-noise expert, the part 'transformer'; load both.")
         if pipeline.transformer.config.added_kv_proj_dim is not None:
             raise TTOMError("This Wan model takes an image; TTOM needs a text-to-video one.")
-        # The 2.2 model for texts and images, which has a timestep for each token, was trained at 24.
-        super().__init__(pipeline, fps or (24 if pipeline.config.expand_timesteps else 16))
+        super().__init__(pipeline, fps)
 
     def check_trainable(self, sigmas: Sequence[float] = ()) -> None:
         super().check_trainable(sigmas)
@@ -42,6 +41,10 @@ class WanBackbone(PipelineBackbone):
                 "model's low-noise expert takes over, which TTOM leaves alone; set sigma_end to at least "
                 f"{boundary:g}."
             )
+
+    def _trained_fps(self) -> int:
+        # The 2.2 model for texts and images has a timestep for every token.
+        return 24 if self.pipeline.config.expand_timesteps else 16
 
     @property
     def _patch(self) -> tuple[int, int, int]:
