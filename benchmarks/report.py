@@ -1,0 +1,344 @@
+"""One static page of all evidence, from the result files alone: no server, no script, no other host.
+
+    python benchmarks/report.py        # writes benchmarks/report/index.html
+
+Figures, charts and videos are those in benchmarks/results/. What the paper claims is judged by one rule,
+which the page states: a claim holds, or does not, only where a whole 95 % interval says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ttom_core.errors import TTOMError
+from ttom_core.evaluation.claims import FAILS, FEWEST, HOLDS, OPEN, Claim, Condition, Result, judged, number
+from ttom_core.evaluation.evaluate import QUALITIES
+
+ROOT = Path(__file__).resolve().parent.parent
+KEPT = 0.03  # a quality is kept that falls by less than this
+CATEGORIES = (
+    "motion", "numeracy", "spatial", "consistent_attribute", "dynamic_attribute", "action", "interaction"
+)  # fmt: skip
+RIVALS = ("base", "tto", "lvd", "latent", "noise")
+
+
+# Claims -------------------------------------------------------------------------------------------
+
+
+def ahead(result: str, first: str, second: str, quality: str = "composition", where: str = "") -> Condition:
+    """The first scores above the second at the same prompts; for distortion, below."""
+    name = f"{quality}_of_{first}_over_{second}{where}"
+    return Condition(result, name, below=quality == "distortion")
+
+
+def kept(method: str) -> tuple[Condition, ...]:
+    """A method's presence and distortion stay within `KEPT` of the base model's, or are better."""
+    return (
+        Condition("evidence", f"presence_of_{method}_over_base", -KEPT),
+        Condition("evidence", f"distortion_of_{method}_over_base", KEPT, below=True),
+    )
+
+
+def over(result: str, first: str, second: str) -> Condition:
+    """As `ahead`, of the memory's result, which names its pairs more briefly."""
+    return Condition(result, f"{first}_over_{second}")
+
+
+MEMORY = "memory_quality"
+CLAIMS = (
+    Claim("table 1", "TTOM composes better than its base model", (ahead("evidence", "tto", "base"),)),
+    Claim("table 1", "TTOM composes better than LVD", (ahead("evidence", "tto", "lvd"),)),
+    Claim("table 1", "LVD composes better than the base model", (ahead("evidence", "lvd", "base"),)),
+    *(
+        Claim(
+            "table 1",
+            f"TTOM is ahead of its base model in {category.replace('_', ' ')}",
+            (ahead("evidence", "tto", "base", where=f"_{category}"),),
+        )
+        for category in CATEGORIES
+    ),
+    Claim("tables 9, 10", f"TTOM keeps the base model's quality (to within {KEPT})", kept("tto")),
+    Claim(
+        "tables 9, 10", "LVD lowers it",
+        (Condition("evidence", "presence_of_lvd_over_base", below=True),),
+    ),
+    Claim("table 3", "TTO composes better than no optimisation", (over(MEMORY, "tto", "base"),)),
+    Claim("table 3", "memory adds to TTO", (over(MEMORY, "memory_tto", "tto"),)),
+    Claim("table 4", "memory alone is ahead of nothing", (over(MEMORY, "memory_only", "base"),)),
+    Claim("table 4", "optimising on from memory adds to it", (over(MEMORY, "memory_tto", "memory_only"),)),
+    Claim(
+        "table 4",
+        "five fused entries are better than ten",
+        (over(MEMORY, "memory_only", "memory_only_top10"), over(MEMORY, "memory_tto", "memory_tto_top10")),
+    ),
+    Claim(
+        "table 5", "JSD is better than cross-entropy",
+        (Condition("ablation_losses", "composition_of_bce_over_jsd", below=True),),
+    ),
+    Claim(
+        "table 5", "JSD is better than the centre of mass",
+        (Condition("ablation_losses", "composition_of_center_of_mass_over_jsd", below=True),),
+    ),
+    *(
+        Claim(
+            "table 6", f"a memory of 200 prompts is better than one of {size}",
+            (over(MEMORY, "memory_tto", f"memory_tto_of_{size}"),),
+        )
+        for size in (50, 100, 150)
+    ),
+    Claim(
+        "table 7", "one optimised step is too few",
+        (Condition("ablation_steps", "composition_of_steps_1_over_{own}", below=True),),
+    ),
+    Claim(
+        "table 7", "three optimised steps are still too few",
+        (Condition("ablation_steps", "composition_of_steps_3_over_{own}", below=True),),
+    ),
+    Claim(
+        "table 7", f"more steps than the preset's are no better (by less than {KEPT})",
+        (Condition("ablation_steps", "composition_of_{last}_over_{own}", KEPT, below=True),),
+    ),
+    *(
+        Claim(
+            "table 8", f"8 iterations are better than {other}",
+            (ahead("ablation_iterations", "iterations_8", f"iterations_{other}"),),
+        )
+        for other in (4, 12, 16)
+    ),
+)  # fmt: skip
+GOALS = (
+    Claim(
+        "goal", "the best preset composes 0.85 or more", (Condition("evidence", "best_composition", 0.85),)
+    ),
+    *(
+        Claim(
+            "goal",
+            f"the best preset is ahead of {', '.join(RIVALS)} in {quality}"
+            + (" (which is less of it)" if quality == "distortion" else ""),
+            tuple(ahead("evidence", "best", rival, quality) for rival in RIVALS),
+        )
+        for quality in QUALITIES
+    ),
+    Claim(
+        "goal",
+        "TTO alone composes 2.5 times the base model's score, or closes 60 % of its gap to 1",
+        (
+            Condition("evidence", "tto_above_2.5_base"),
+            Condition("evidence", "tto_above_60_percent_of_gap"),
+        ),
+        either=True,
+    ),
+)
+
+# The page -----------------------------------------------------------------------------------------
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
+       color: #1b1b1b; background: #fff; }
+h2 { margin-top: 3rem; border-bottom: 1px solid #ccc; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0; }
+th, td { text-align: left; vertical-align: top; padding: .25rem .8rem .25rem 0;
+         border-bottom: 1px solid #e4e4e4; }
+img, video { max-width: 100%; }
+figure { margin: 1rem 0; } figcaption, .source { color: #595959; font-size: .875rem; }
+.holds { color: #00694e; font-weight: 600; } .fails { color: #a33b00; font-weight: 600; }
+.open { color: #595959; font-weight: 600; } .wide { overflow-x: auto; }
+"""
+CLASSES = {HOLDS: "holds", FAILS: "fails", OPEN: "open"}
+RULE = (
+    f"A claim holds here when the whole 95 % interval of its figure (bootstrap over prompts, at the same "
+    f"prompt and seed) lies where the claim puts it; it does not hold here when the whole interval lies on "
+    f"the other side; otherwise, or with fewer than {FEWEST} prompts, it cannot be told. A claim of several "
+    "figures needs all of them. Nothing is rounded in a claim's favour."
+)
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]], verdicts: bool = False) -> str:
+    """An HTML table of plain texts, each escaped; with `verdicts`, those are coloured."""
+    first = "".join(f'<th scope="col">{escape(text)}</th>' for text in head)
+    body = []
+    for row in rows:
+        cells = []
+        for text in row:
+            mark = f' class="{CLASSES[text]}"' if verdicts and text in CLASSES else ""
+            cells.append(f"<td{mark}>{escape(text)}</td>")
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    return f'<div class="wide"><table><tr>{first}</tr>{"".join(body)}</table></div>'
+
+
+def claims(of: Iterable[Claim], results: Mapping[str, Result]) -> str:
+    rows = []
+    for claim in of:
+        found, words = judged(claim, results)
+        rows.append((claim.source, claim.text, found, words))
+    return table(("", "claim", "verdict", "figures"), rows, verdicts=True)
+
+
+def methods(result: Result, where: str = "") -> str:
+    """One row a method, one column a quality."""
+    found = result["figures"]
+    names = [name for name in result["settings"]["methods"] if f"{name}_composition{where}" in found]
+    rows = []
+    for name in names:
+        cells = [number(found[f"{name}_{quality}{where}"]) for quality in QUALITIES]
+        seconds = found.get(f"{name}_seconds")
+        time = f"{seconds['value']:.1f}" if seconds and not where else ""
+        rows.append((name.replace("_", " "), *cells, time))
+    return table(("method", "composition", "presence", "distortion (less is better)", "s a clip"), rows)
+
+
+def by_category(result: Result) -> str:
+    """Composition by category: one row a category, one column a method."""
+    found, names = result["figures"], list(result["settings"]["methods"])
+    rows = [
+        (category.replace("_", " "), *(number(found[f"{name}_composition_{category}"]) for name in names))
+        for category in CATEGORIES
+        if all(f"{name}_composition_{category}" in found for name in names)
+    ]
+    return table(("composition", *names), rows) if rows else ""
+
+
+def plain(result: Result) -> str:
+    """One row a figure."""
+    rows = [
+        (name.replace("_", " "), number(f), str(f["n"]), f["unit"]) for name, f in result["figures"].items()
+    ]
+    return table(("figure", "value", "n", "unit"), rows)
+
+
+def picture(path: Path, caption: str) -> str:
+    """A chart inside the page, or nothing where there is none."""
+    if not path.is_file():
+        return ""
+    source = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return f'<figure><img src="{source}" alt="{escape(caption)}"></figure>'
+
+
+def videos(result: Result, results: Path) -> str:
+    """The videos that a result names, inside the page; a name that leaves the folder is none."""
+    shown = []
+    for entry in result["settings"].get("videos", []):
+        path = (results / str(entry["file"])).resolve()
+        if path.suffix != ".mp4" or results.resolve() not in path.parents or not path.is_file():
+            continue
+        source = f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        caption = f"{str(entry['category']).replace('_', ' ')}: “{entry['prompt']}”, seed {entry['seed']}"
+        shown.append(
+            f'<figure><video src="{source}" controls loop muted autoplay playsinline></video>'
+            f"<figcaption>{escape(caption)}</figcaption></figure>"
+        )
+    return "".join(shown)
+
+
+def source(result: Result) -> str:
+    text = (
+        f"Made by {result['command']} at commit {result['commit']}, seed {result['seed']}, "
+        f"on {result['machine']}."
+    )
+    return f'<p class="source">{escape(text)}</p>'
+
+
+def page(results: Mapping[str, Result], folder: Path) -> str:
+    """The whole page from the results by name; charts and videos are looked for in their folder."""
+    parts = [
+        "<h1>TTOM: what works, and how well</h1>",
+        "<p>Test-time optimisation and memory for compositional video, measured on the embedded demo model: "
+        "composition asks whether the prompt's claim holds in the frames, presence whether its objects are "
+        "there and clean, distortion how far they are from their size and shape.</p>",
+        f"<h2>The paper's claims</h2><p>{escape(RULE)}</p>",
+        claims(CLAIMS, results),
+        "<h2>Goals</h2>",
+        claims(GOALS, results),
+    ]
+    if evidence := results.get("evidence"):
+        parts += ["<h2>Methods beside each other</h2>", methods(evidence), by_category(evidence)]
+        parts += [picture(folder / "evidence.png", "methods with intervals"), source(evidence)]
+        if shown := videos(evidence, folder):
+            parts += ["<h2>Videos</h2><p>The first held-out prompt of each category, as it came.</p>", shown]
+    tables = {name: result for name, result in results.items() if name.startswith("ablation_")}
+    if tables:
+        parts.append("<h2>One setting at a time</h2><p>The line is the value of the preset.</p>")
+    for name, result in tables.items():
+        question = str(result["settings"]["question"])
+        where = f"{result['settings']['prompts'].replace('_', '-')} prompts"
+        parts += [f"<h3>{escape(question)}</h3><p>{escape(where)}</p>", methods(result)]
+        parts += [picture(folder / f"{name}.png", question), source(result)]
+    for name, title in ((MEMORY, "Memory"), ("probe", "Layer by layer"), ("single_object", "One object")):
+        if found := results.get(name):
+            parts += [
+                f"<h2>{title}</h2>",
+                plain(found),
+                picture(folder / f"{name}.png", title),
+                source(found),
+            ]
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width"><title>TTOM: evidence</title>'
+        f"<style>{STYLE}</style></head><body>\n"
+        + "\n".join(part for part in parts if part)
+        + "\n</body></html>\n"
+    )
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+def load_results(folder: Path) -> dict[str, Result]:
+    """Every result file of a folder by name; TTOMError for one of another form."""
+    if not folder.is_dir():
+        raise TTOMError(f"There is no folder of results at {folder}; make some with `make evidence`.")
+    results = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            _check(path.stem, result)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+            raise TTOMError(f"{path} is not a result file of this version; make it again.") from error
+        results[path.stem] = result
+    return results
+
+
+def _check(name: str, result: Any) -> None:
+    for key in ("command", "commit", "machine", "seed"):
+        assert isinstance(result[key], str | int)
+    for figure in result["figures"].values():
+        assert isinstance(figure["value"] + figure["n"], float | int) and isinstance(figure["unit"], str)
+        bounds = figure["low"], figure["high"]
+        assert bounds == (None, None) or bounds[0] <= figure["value"] <= bounds[1]
+    if name == "evidence" or name.startswith("ablation_"):
+        settings = result["settings"]
+        assert isinstance(settings["methods"], dict) and isinstance(settings["prompts"], str)
+        assert isinstance(settings["question"], str)
+        for entry in settings.get("videos", []):
+            assert {"file", "prompt", "category", "seed"} <= entry.keys()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "report" / "index.html")
+    options = parser.parse_args(arguments)
+    try:
+        text = page(load_results(options.results), options.results)
+    except TTOMError as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    part = options.out.with_name(options.out.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(options.out)
+    print(f"wrote {options.out}: {len(text) / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

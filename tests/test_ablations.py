@@ -1,0 +1,178 @@
+"""The ablations ask what they say, on prompts that were not tuned on, and survive being killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ttom_core.evaluation.comparison import Comparison, compare
+from ttom_core.evaluation.evaluate import Clip, evaluate, load_prompts
+from ttom_core.optimize import PRESETS, TTOSettings, sigma_of_step
+
+ROOT = Path(__file__).resolve().parent.parent
+ABLATIONS = runpy.run_path(str(ROOT / "benchmarks" / "ablations.py"))
+EVIDENCE = runpy.run_path(str(ROOT / "benchmarks" / "evidence.py"))
+SIGMAS = [sigma_of_step(step, 20, 3.0) for step in range(20)]
+TABLES = ABLATIONS["tables"](4, SIGMAS)
+SPEC = {"category": "motion", "prompt": "a red circle moves up", "nouns": [], "expect": {}}
+
+
+def prompts(split):
+    return [row["prompt"] for row in load_prompts(ROOT / "demo" / "prompts" / f"{split}.json")]
+
+
+def test_settings_are_chosen_on_prompts_that_no_figure_is_quoted_on():
+    assert not set(prompts("tuning")) & set(prompts("held_out"))
+    assert {table.split for table in TABLES.values()} == {"tuning", "held_out"}
+    papers = {name for name, table in TABLES.items() if table.question.startswith("Table")}
+    assert papers == {name for name, table in TABLES.items() if table.split == "held_out"}
+    assert EVIDENCE["EVIDENCE"].split == "held_out"
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_variant_is_a_change_of_the_preset_beside_its_reference(name):
+    table = TABLES[name]
+    dumped = [json.dumps(s.model_dump(mode="json"), sort_keys=True) for s in table.methods.values()]
+    assert name == "layers" or len(set(dumped)) == len(dumped) >= 2, "two variants are the same"
+    assert all(method in table.methods for pair in table.pairs for method in pair)
+    assert {first for first, _ in table.pairs} >= set(table.methods) - {table.reference}
+    for settings in table.methods.values():
+        assert TTOSettings.model_validate(settings.model_dump()) == settings
+        assert max(settings.layers) < 4
+    if name != "losses":  # which has no early stop in any of them
+        assert table.methods[table.reference] == PRESETS["demo"]
+
+
+def test_tables_fit_models_of_any_depth():
+    for layers in (4, 6, 40):
+        found = ABLATIONS["tables"](layers, SIGMAS)["layers"].methods
+        assert f"layer_{layers - 1}" in found and f"layer_{layers}" not in found
+
+
+def test_a_clips_key_knows_everything_that_decides_it():
+    demo = PRESETS["demo"]
+    clip = Clip(SPEC, demo, 0, 20)
+    others = [
+        clip._replace(seed=1),
+        clip._replace(steps=10),
+        clip._replace(settings=None),
+        clip._replace(settings=demo.model_copy(update={"freeze_a": True})),
+        clip._replace(settings=PRESETS["lvd"]),
+        clip._replace(spec=SPEC | {"expect": {"directions": ["up"]}}),
+    ]
+    keys = {clip.key("model"), clip.key("other model"), *(other.key("model") for other in others)}
+    assert len(keys) == 2 + len(others)
+    assert clip._replace(picture="elsewhere.png").key("model") == clip.key("model")
+
+
+def test_goals_are_means_above_zero():
+    def rows(values):
+        return [{"composition": value} for value in values]
+
+    found = EVIDENCE["goals"]({"tto": rows([1.0] * 4), "base": rows([0.5, 0.0, 0.5, 0.0])})
+    assert found["tto_above_2.5_base"]["value"] == pytest.approx(0.375)
+    assert found["tto_above_60_percent_of_gap"]["value"] == pytest.approx(0.75 - 0.6 * 0.75)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nonsense"], "no table 'nonsense'; choose all, list, losses"),
+        (["losses", "--limit", "0"], "at least 1 prompt, not 0"),
+        (["losses", "--workers", "0"], "At least 1 worker"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_writes_nothing(folder, tmp_path, capsys, arguments, words):
+    where = ["--model", str(folder), "--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")]
+    assert ABLATIONS["main"]([*arguments, *where]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("ablations: ") and words in message
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_missing_model_gets_one_sentence(tmp_path, capsys):
+    for main, arguments in ((ABLATIONS["main"], ["losses"]), (EVIDENCE["main"], ["--limit", "1"])):
+        assert main([*arguments, "--model", "nowhere", "--out", str(tmp_path)]) == 2
+        assert "no model folder at nowhere" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A model folder of the demo's form with random weights."""
+    from demo.train import build_pipeline
+
+    path = tmp_path_factory.mktemp("models") / "untrained"
+    build_pipeline().save_pretrained(path)
+    return path
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_gives_the_same_rows(folder, tmp_path):
+    def start(out):
+        command = [sys.executable, str(ROOT / "benchmarks" / "ablations.py"), "freeze", "--limit", "1"]
+        command += ["--model", str(folder), "--workers", "1", "--out", str(tmp_path / out)]
+        command += ["--results", str(tmp_path / out)]
+        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.PIPE)
+
+    def rows(out):
+        kept = {}
+        for line in (tmp_path / out / "rows.jsonl").read_text().splitlines():
+            if line.endswith("}"):
+                row = json.loads(line)
+                assert kept.setdefault(row["key"], row) is row, "made twice"
+        return {key: {k: v for k, v in row.items() if k != "seconds"} for key, row in kept.items()}
+
+    killed = start("killed")
+    path, deadline = tmp_path / "killed" / "rows.jsonl", time.monotonic() + 300
+    while not path.exists() or "\n" not in path.read_text():
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    killed.kill()
+    killed.communicate()
+    assert len(rows("killed")) == 1
+    with path.open("a") as file:
+        file.write('{"key": "cut sh')
+    for out in ("killed", "whole"):
+        run = start(out)
+        _, err = run.communicate(timeout=600)
+        assert run.returncode == 0, err.decode()
+    assert rows("killed") == rows("whole") and len(rows("whole")) == 2
+    results = [
+        json.loads((tmp_path / out / "ablation_freeze.json").read_text()) for out in ("killed", "whole")
+    ]
+    figures = [{k: f for k, f in r["figures"].items() if "seconds" not in k} for r in results]
+    assert figures[0] == figures[1]
+    assert results[0]["settings"]["methods"]["freeze_a_yes"]["freeze_a"] is True
+    assert (tmp_path / "whole" / "ablation_freeze.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_comparison_keeps_a_video_a_category_also_of_clips_made_before(folder, tmp_path):
+    spec = load_prompts(ROOT / "demo" / "prompts" / "held_out.json", 1)
+    rows, quick = tmp_path / "rows.jsonl", PRESETS["demo"].model_copy(update={"iterations": 1})
+    evaluate(str(folder), spec, {"tto": quick}, rows, steps=4, workers=1)  # keeps no frames
+    question = Comparison("Which?", {"base": None, "tto": quick}, (("tto", "base"),), "held_out", True)
+    compare(
+        "evidence",
+        question,
+        str(folder),
+        spec,
+        rows,
+        tmp_path,
+        command="x",
+        steps=4,
+        workers=1,
+        pictures=tmp_path / "pictures",
+    )
+    settings = json.loads((tmp_path / "evidence.json").read_text())["settings"]
+    (video,) = settings["videos"]
+    assert (tmp_path / video["file"]).stat().st_size > 1000 and video["prompt"] == spec[0]["prompt"]
+    assert len(list((tmp_path / "pictures" / "clips").glob("*.png"))) == 2

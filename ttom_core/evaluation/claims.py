@@ -1,0 +1,88 @@
+"""Claims judged by what was measured: only a whole interval says that one holds, or does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+FEWEST = 20  # prompts of which an interval is worth a verdict
+HOLDS, FAILS, OPEN = "holds here", "does not hold here", "cannot be told"
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A figure of a result file that should lie above a bound, or with `below`, under it.
+
+    In a figure's name {own} is the method that its file's others are compared with, {last} the last one.
+    """
+
+    result: str
+    figure: str
+    bound: float = 0.0
+    below: bool = False
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence and the conditions that it comes to: all of them, or with `either`, one."""
+
+    source: str
+    text: str
+    conditions: tuple[Condition, ...]
+    either: bool = False
+
+
+def number(figure: Mapping[str, Any]) -> str:
+    """A figure with its interval."""
+    if figure["low"] is None:
+        return f"{figure['value']:.3f}"
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+
+
+def verdict(figure: Mapping[str, Any] | None, condition: Condition) -> str:
+    """What a figure's whole interval says of a condition; too few prompts say nothing."""
+    if figure is None or figure["low"] is None or figure["n"] < FEWEST:
+        return OPEN
+    above, below = figure["low"] > condition.bound, figure["high"] < condition.bound
+    if condition.below:
+        above, below = below, above
+    return HOLDS if above else FAILS if below else OPEN
+
+
+def together(verdicts: Iterable[str], either: bool = False) -> str:
+    """All conditions, or one: a claim is only as sure as it takes."""
+    found = set(verdicts)
+    wanted, spoils = (FAILS, HOLDS) if either else (HOLDS, FAILS)
+    if spoils in found:
+        return spoils
+    return OPEN if OPEN in found or not found else wanted
+
+
+def judged(claim: Claim, results: Mapping[str, Result]) -> tuple[str, str]:
+    """The verdict on a claim, and the figures that it rests on, in words."""
+    verdicts, words = [], []
+    for condition in claim.conditions:
+        result = results.get(condition.result)
+        name = _figure_name(condition.figure, result)
+        figure = result["figures"].get(name) if result and name else None
+        verdicts.append(verdict(figure, condition))
+        if figure is None:
+            words.append(f"{condition.result}: {condition.figure} has not been measured")
+            continue
+        asked = f"{'below' if condition.below else 'above'} {condition.bound:g}"
+        few = f", fewer than {FEWEST}" if figure["n"] < FEWEST else ""
+        words.append(f"{name.replace('_', ' ')} {number(figure)}, asked: {asked} (n {figure['n']}{few})")
+    return together(verdicts, claim.either), "; ".join(words)
+
+
+def _figure_name(pattern: str, result: Result | None) -> str:
+    """A condition's figure in this result file; "" where the file does not say what it compares."""
+    if "{" not in pattern:
+        return pattern
+    settings = (result or {}).get("settings") or {}
+    try:
+        return pattern.format(own=settings["pairs"][0][1], last=list(settings["methods"])[-1])
+    except (KeyError, IndexError, TypeError):
+        return ""
