@@ -10,7 +10,12 @@ import pytest
 import tiny_cogvideox
 import torch
 from conftest import PHRASES, PROMPT, SIZE, STEPS
-from diffusers import CogVideoXDPMScheduler, UniPCMultistepScheduler, WanPipeline
+from diffusers import (
+    CogVideoXDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+    WanPipeline,
+)
 from pydantic import ValidationError
 from test_attention import call_of
 from test_optimize import state_of
@@ -325,14 +330,18 @@ def test_a_coarser_denoiser_costs_the_latents_no_precision(backbone, masks, sett
     torch.testing.assert_close(watched.calls[0].float(), moved, rtol=2**-7, atol=1e-3)
 
 
-def test_unipc_goes_on_from_the_moved_latents(backbone, masks, settings, monkeypatch):
-    """Its corrector would make a step's latents anew from the last step's; Wan comes with this scheduler."""
-    scheduler = UniPCMultistepScheduler(
+def unipc() -> UniPCMultistepScheduler:
+    return UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
     )
-    unipc = pipeline_with(backbone, scheduler=scheduler)
-    plain = run(unipc)
-    watched = Watched(unipc, monkeypatch)
+
+
+def test_unipc_goes_on_from_the_moved_latents(backbone, masks, settings, monkeypatch):
+    """Its corrector would make a step's latents anew from the last step's; Wan comes with this scheduler."""
+    scheduler = unipc()
+    backbone = pipeline_with(backbone, scheduler=scheduler)
+    plain = run(backbone)
+    watched = Watched(backbone, monkeypatch)
     kept = []
     update = scheduler.multistep_uni_p_bh_update
 
@@ -342,13 +351,13 @@ def test_unipc_goes_on_from_the_moved_latents(backbone, masks, settings, monkeyp
 
     monkeypatch.setattr(scheduler, "multistep_uni_p_bh_update", predict)
     chosen = with_latents(settings, step_size=0.05, iterations=2, sigma_end=0.9)
-    with LatentGuidance(unipc, masks, PROMPT, chosen, steps=STEPS) as guidance:
-        moved = run(unipc)
+    with LatentGuidance(backbone, masks, PROMPT, chosen, steps=STEPS) as guidance:
+        moved = run(backbone)
     steps = {row.step for row in guidance.trace.latent_rows}
     assert steps == {0, 1} and (moved != plain).any()
     for step in steps:
         assert torch.equal(kept[step], watched.samples[step])
-    assert (run(unipc) == plain).all()
+    assert (run(backbone) == plain).all()
 
 
 @pytest.mark.parametrize("scheduler", [None, CogVideoXDPMScheduler])
@@ -550,9 +559,14 @@ def test_lvd_takes_the_hard_boxes_whatever_the_mask_kind(backbone):
     assert losses[0] == losses[1]
 
 
-def test_lvds_steps_are_a_range_of_noise_levels():
-    ours = [sigma_of_step(k, 40, 3.0) for k in range(40)]
-    assert sum(s >= PRESETS["lvd"].latents.sigma_end - 1e-4 for s in ours) == 10
+def test_lvds_steps_are_a_range_of_noise_levels(backbone):
+    """The first 10 of 40, in our formula, in diffusers' Euler and with the whole timesteps of UniPC."""
+    low = PRESETS["lvd"].latents.sigma_end
+    assert sum(sigma_of_step(k, 40, 3.0) >= low for k in range(40)) == 10
+    for scheduler in (FlowMatchEulerDiscreteScheduler(shift=3.0), unipc()):
+        scheduler.set_timesteps(40)
+        levels = map(pipeline_with(backbone, scheduler=scheduler).sigma_of, scheduler.timesteps)
+        assert sum(level >= low for level in levels) == 10
 
 
 def test_the_noise_preset_moves_the_first_step_alone(backbone):

@@ -46,7 +46,7 @@ class LatentSettings(BaseModel):
     step_size: float = Field(gt=0, description="normalized: the rms change of an iteration")
     iterations: int = Field(5, ge=0, description="per denoising step; 0 leaves the latents alone")
     sigma_start: float = Field(1.0, ge=0, le=1, description="move the latents at noise levels from here…")
-    sigma_end: float = Field(0.92, ge=0, le=1, description="…down to here")
+    sigma_end: float = Field(0.91, ge=0, le=1, description="…down to here")
     stop_loss: float | None = Field(None, description="end a step's iterations below this; LVD's per head")
     keep_on_shell: Literal["off", "norm", "channels"] = Field(
         "off", description="keep the norm, or each frame's mean and deviation in every channel"
@@ -96,7 +96,8 @@ def sigma_of_step(step: int, steps: int, shift: float) -> float:
 
 # Wan2.1 at 480p samples with shift 3; the fifth of 50 steps has index 4. LVD moves in the first 10 of 40.
 _FIFTH_OF_50 = round(sigma_of_step(4, 50, 3.0), 4)
-_TENTH_OF_40 = round(sigma_of_step(9, 40, 3.0), 4)
+# Halfway to the next step's level: schedulers differ in the third digit, and one rounds its timesteps.
+_TENTH_OF_40 = round((sigma_of_step(9, 40, 3.0) + sigma_of_step(10, 40, 3.0)) / 2, 4)
 
 PRESETS: dict[str, TTOSettings] = {
     "paper": TTOSettings(layers=(3,), learning_rate=1e-4, sigma_end=_FIFTH_OF_50),
@@ -134,7 +135,7 @@ PRESETS |= {
                 stop_loss=0.75,
             ),
         },
-        "latent": {"iterations": 0, "latents": LatentSettings(step_size=0.007, sigma_end=0.92)},
+        "latent": {"iterations": 0, "latents": LatentSettings(step_size=0.007, sigma_end=0.91)},
         "noise": {
             "iterations": 0,
             "latents": LatentSettings(
@@ -143,7 +144,7 @@ PRESETS |= {
         },
         "best": {
             "iterations": 4,
-            "latents": LatentSettings(step_size=0.007, sigma_end=0.92, max_change=0.05),
+            "latents": LatentSettings(step_size=0.007, sigma_end=0.91, max_change=0.05),
         },
     }.items()
 }
