@@ -5,7 +5,7 @@ import { app } from "../../scripts/app.js";
 import { LayoutEditor } from "./editor/editor.js";
 
 const LEAST_WIDTH = 420;
-const LEAST_HEIGHT = 470;
+const LEAST_HEIGHT = 500;
 
 function drawingWidget(node, name) {
   let value = "";

@@ -21,7 +21,10 @@ try {
       seen.faults.push(`${place}: ${message.text()}`);
     }
   });
-  page.on("dialog", (dialog) => (seen.faults.push(`a dialog: ${dialog.message()}`), dialog.dismiss()));
+  page.on("dialog", (dialog) => {
+    if (dialog.type() !== "beforeunload") seen.faults.push(`a dialog: ${dialog.message()}`);
+    dialog.accept(); // leaving unsaved work is what is meant here
+  });
 
   await open(page);
   seen.vue = await page.evaluate(() => Boolean(window.LiteGraph.vueNodesMode));
@@ -55,6 +58,15 @@ try {
   seen.undone = await layout(page);
   await page.keyboard.press("Control+Shift+z");
   seen.redone = await layout(page);
+
+  // The keyframe's diamond to another frame; the object copied and pasted, and that undone.
+  await dragTrack(page, 0, 1, 0.9);
+  seen.retimed = await layout(page);
+  await page.keyboard.press("Control+c");
+  await page.keyboard.press("Control+v");
+  await page.waitForTimeout(300);
+  seen.pasted = await layout(page);
+  await page.keyboard.press("Control+z");
   await scrub(page, 0.5);
   await page.keyboard.press("Escape");
   await drag(page, [0.2, 0.65], [0.5, 0.9]);
@@ -137,6 +149,16 @@ async function drag(page, from, to) {
 async function scrub(page, time) {
   const { x, y, width, height } = await page.locator(".ttom-ruler").boundingBox();
   await page.mouse.click(x + PAD + time * (width - 2 * PAD), y + height / 2);
+}
+
+// Along the track of an object, from one time to another.
+async function dragTrack(page, row, from, to) {
+  const { x, y, width } = await page.locator(".ttom-tracks").boundingBox();
+  const at = (time) => [x + PAD + time * (width - 2 * PAD), y + 24 * row + 12];
+  await page.mouse.move(...at(from));
+  await page.mouse.down();
+  for (const part of [0.5, 1]) await page.mouse.move(...at(from + part * (to - from)));
+  await page.mouse.up();
 }
 
 async function field(page, name, text) {

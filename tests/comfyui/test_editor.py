@@ -71,13 +71,17 @@ def check_mode(comfyui: Any, chromium: tuple[str, str, str], pictures: Path, mod
     assert (last["w"], last["h"]) == (first["w"], first["h"])
     assert seen["undone"] == seen["drawn"]
     assert seen["redone"] == seen["moved"]
+    (circle,) = seen["retimed"]["objects"]
+    assert [key["time"] for key in circle["keyframes"]] == [0, 0.9]
+    assert [thing["id"] for thing in seen["pasted"]["objects"]] == ["red circle 1", "red circle 2"]
 
     circle, other = json.loads(seen["value"])["objects"]
     assert other["name"] == HTML
     assert seen["images"] == 0, "a name was taken for HTML"
     assert other["enter"] == pytest.approx(0.25)
-    boxes = {key["time"]: key["box"] for key in other["keyframes"]}
-    assert (boxes[0.5]["x"], boxes[0.5]["w"]) == (0.25, 0.25)
+    (key,) = other["keyframes"]  # mended where it was drawn: still one keyframe
+    assert (key["time"], key["box"]["x"], key["box"]["w"]) == (0.5, 0.25, 0.25)
+    assert [key["box"][side] for side in "yh"] == pytest.approx([0.65, 0.25], abs=0.02)
     assert seen["looks"] == seen["looksAgain"] == {other["id"]: {"locked": True}}
     assert seen["nodes"] == 1
 

@@ -55,7 +55,7 @@ test("random editing never leaves what a layout may be", () => {
       "leave", "paste", "phrase", "look",
     ]);
     drawing = {
-      add: () => (objects.length < 6 ? d.addObject(drawing, box).drawing : drawing),
+      add: () => (objects.length < 6 ? d.addObject(drawing, box, time).drawing : drawing),
       remove: () => (objects.length > 2 ? d.removeObject(drawing, id) : drawing),
       duplicate: () => (objects.length < 6 ? d.duplicateObject(drawing, id).drawing : drawing),
       rename: () => d.renameObject(drawing, id, pick(["ball", " ", "", "x".repeat(300), "<b>", "__proto__"])).drawing,

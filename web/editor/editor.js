@@ -24,7 +24,7 @@ export class LayoutEditor {
   #playing = null;
   #pending = 0;
   #upstream = "";
-  #written = ""; // the value as the host last had it from us
+  #written = ""; // the value as the host last had it, or gave it
   #observer;
 
   time = 0;
@@ -51,10 +51,10 @@ export class LayoutEditor {
 
   // Shows a value and the looks beside it, and forgets what could be undone. One that cannot be read stays as it is until it is replaced.
   open(text, look = {}) {
-    if (text === this.#written && !this.fault) return;
+    if (text === this.#written) return;
+    this.#written = text;
     try {
       this.#history = startHistory(openDrawing(text, look));
-      this.#written = text;
       this.fault = "";
     } catch (error) {
       if (!(error instanceof LayoutError)) throw error;

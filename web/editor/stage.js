@@ -163,7 +163,7 @@ export class Stage {
   }
 
   #drawing(start) {
-    const { drawing } = this.#editor;
+    const { drawing, time } = this.#editor;
     const lines = this.#lines(null);
     const merge = {};
     return (dx, dy, event) => {
@@ -176,7 +176,7 @@ export class Stage {
       }
       const box = fromCorners(from, to);
       this.#drag = { box, x: snapped.x, y: snapped.y };
-      const added = addObject(drawing, box);
+      const added = addObject(drawing, box, time);
       this.#editor.change(added.drawing, merge);
       this.#editor.select(added.id);
       this.#editor.tool = "select";

@@ -105,7 +105,6 @@ export class Tracks {
   // The names beside the tracks: made anew, for there are few and they change seldom.
   refresh() {
     const { drawing, selected } = this.#editor;
-    this.list.hidden = !drawing.layout.objects.length;
     const rows = drawing.layout.objects.map((object) => {
       const { id, name } = object;
       const { locked = false, hidden = false } = lookOf(drawing, id);

@@ -78,12 +78,14 @@ function freshName(objects) {
   for (let number = 1; ; number++) if (!taken.has(`object ${number}`)) return `object ${number}`;
 }
 
-// A new object that is `box` the whole time. Returns the drawing and the object's id.
-export function addObject(drawing, box) {
+// A new object that is `box` the whole time; its keyframe stands where it was drawn, so that what is
+// mended there stays the whole of its motion. Returns the drawing and the object's id.
+export function addObject(drawing, box, time = 0) {
   const { objects } = drawing.layout;
   const name = freshName(objects);
   const id = freshId(objects, name);
-  const object = { id, name, phrase: name, keyframes: [{ time: 0, box: tidy(box) }], enter: 0, leave: 1 };
+  const keyframes = [{ time: tidyTime(time), box: tidy(box) }];
+  const object = { id, name, phrase: name, keyframes, enter: 0, leave: 1 };
   return { drawing: withObjects(drawing, [...objects, object]), id };
 }
 
