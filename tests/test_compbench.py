@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from test_grounding import dino, sam  # noqa: F401  toy folders of the real classes
 
 from demo.scenes import FPS, Instance, Noun, Scene
 from ttom_core.errors import TTOMError
@@ -260,6 +261,33 @@ def test_masks_and_tracks_of_a_scene():
     gone = frames.copy()
     gone[-1] = gone[-1, 0, 0]
     assert not track_blobs(gone)[-1, mask, 2].any()
+
+
+# ---- real detectors, of toy size with random weights ---------------------------------------------
+
+
+def test_grounding_dino_answers_as_a_detector(dino):  # noqa: F811
+    frame = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    detector = GroundingDino(dino, "cpu")
+    everything = detector(frame, "Red circle . blue square", 0.0, 0.0)
+    assert everything and all(0 < one.score < 1 for one in everything)
+    assert {one.label.removesuffix(". [SEP]") for one in everything} == {"red circle. blue square"}
+    for x, y, w, h in (one.box for one in everything):
+        assert 0 <= x + w / 2 <= 1 and 0 <= y + h / 2 <= 1 and w > 0 and h > 0
+    # Thresholds choose among the same detections.
+    middle = float(np.median([one.score for one in everything]))
+    fewer = detector(frame, "red circle . blue square.", middle, 0.0)
+    assert fewer == [one for one in everything if one.score > middle]
+    assert detector(frame, "red circle", 1.0, 0.0) == []
+    assert all(one.label == "" for one in detector(frame, "red circle", 0.0, 1.0))
+
+
+def test_sam_gives_a_mask_a_box(sam):  # noqa: F811
+    frame = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    segment = Sam2(sam, "cpu")
+    masks = segment(frame, [(0, 0, 0.5, 0.5), (0.25, 0.25, 0.75, 0.75)])
+    assert masks.shape == (2, 48, 64) and masks.dtype == bool
+    assert segment(frame, []).shape == (0, 48, 64)
 
 
 # ---- mistakes ------------------------------------------------------------------------------------

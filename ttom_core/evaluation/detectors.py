@@ -180,12 +180,12 @@ class GroundingDino:
         (found,) = processor.post_process_grounded_object_detection(
             outputs, inputs.input_ids, threshold=box_threshold, text_threshold=text_threshold
         )
+        if not len(found["scores"]):
+            return []  # for which transformers has one label, an empty one
         corners = found["boxes"].double().cpu().tolist()
+        named = zip(found["text_labels"], found["scores"].tolist(), corners, strict=True)
         return [
-            Detection(label, score, (x0, y0, x1 - x0, y1 - y0))
-            for label, score, (x0, y0, x1, y1) in zip(
-                found["text_labels"], found["scores"].tolist(), corners, strict=True
-            )
+            Detection(label, score, (x0, y0, x1 - x0, y1 - y0)) for label, score, (x0, y0, x1, y1) in named
         ]
 
 
