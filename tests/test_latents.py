@@ -383,6 +383,17 @@ def test_both_branches_in_one_batch_see_the_moved_latents(monkeypatch, energy, s
     assert losses[1] < losses[0]
 
 
+def test_a_step_that_another_expert_makes_is_left_alone(backbone, masks, settings):
+    """Wan 2.2 hands over to a second denoiser, whose calls nobody watches: one move must not act twice."""
+    chosen = with_latents(settings)
+    latents = torch.zeros(1, 16, 2, 4, 4)
+    with LatentGuidance(backbone, masks, PROMPT, chosen, steps=STEPS) as guidance:
+        with torch.no_grad():
+            backbone.transformer(**call_of(backbone, torch.float32), return_dict=False)
+        assert guidance._before_step(latents).any()
+        assert guidance._before_step(latents) is latents
+
+
 def test_it_works_under_inference_mode(backbone, masks, settings, sample):
     chosen = with_latents(settings, adapter=1)
 

@@ -119,7 +119,9 @@ class LatentGuidance:
         return args, call | {"hidden_states": _moved(call["hidden_states"], self._change)}
 
     def _before_step(self, latents: Tensor) -> Tensor:
-        return latents if self._change is None else _moved(latents, self._change)
+        # Once: the next step may be another expert's, whose calls are not seen.
+        change, self._change = self._change, None
+        return latents if change is None else _moved(latents, change)
 
     def _row(self, call: dict[str, Any]) -> int:
         """The batch row of a call that carries the prompt."""
