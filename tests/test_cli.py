@@ -102,11 +102,11 @@ def test_model_folders_that_are_damaged(folder, tmp_path):
     shutil.copytree(folder, broken)
     weights = broken / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ModelError, match="could not be loaded") as error:
+    with pytest.raises(ModelError, match=r"partly downloaded files, transformer/.*\.safetensors;") as error:
         load(broken)
     assert "\n" not in str(error.value)
     shutil.rmtree(broken / "vae")
-    with pytest.raises(ModelError, match="lacks its part 'vae'"):
+    with pytest.raises(ModelError, match=r"lacks vae/config\.json and vae/"):
         load(broken)
     (broken / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(ModelError, match="FluxPipeline, which TTOM does not know"):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TTOMError
+from .folder import is_damaged, model_files
 
 if TYPE_CHECKING:
     from .base import Backbone
@@ -17,41 +20,99 @@ BACKBONES = {
     "CogVideoXPipeline": ("cogvideox", "CogVideoXBackbone"),
     "WanPipeline": ("wan", "WanBackbone"),
 }
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 class ModelError(TTOMError):
     """A model folder is missing, incomplete or of an unknown family."""
 
 
-def load(folder: str | Path, device: str | None = None, dtype: Any = None) -> Backbone:
-    """Load a diffusers folder as a backbone; fp32 on a CPU, bf16 on a GPU unless said otherwise."""
-    folder = Path(folder)
-    index = folder / "model_index.json"
-    if not folder.is_dir():
-        raise ModelError(f"There is no model folder at {folder}; give the path of a diffusers folder.")
+def load(
+    model: str | Path,
+    device: str | None = None,
+    dtype: Any = None,
+    *,
+    transformer: str | Path | None = None,
+) -> Backbone:
+    """Load a model as a backbone; fp32 on a CPU, bf16 on a GPU unless said otherwise.
+
+    `model` is a diffusers folder or a Hub id ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers"), which is downloaded once
+    and then found without a network. `transformer` is a single-file transformer to use in place of the
+    folder's, as ComfyUI keeps them in models/diffusion_models (Wan only); the folder's own weights may then
+    be missing. ModelError names every missing or damaged file before anything is loaded.
+    """
+    folder = _folder_of(model)
     try:
-        listing = json.loads(index.read_text())
+        listing = json.loads((folder / "model_index.json").read_text())
         family = listing["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{folder} has no readable model_index.json; give a diffusers folder, or download it again."
         ) from error
-    if family not in BACKBONES:
+    if not isinstance(family, str) or family not in BACKBONES:
         known = ", ".join(BACKBONES)
         raise ModelError(f"{folder} holds a {family}, which TTOM does not know; it knows {known}.")
-    parts = [name for name, entry in listing.items() if isinstance(entry, list) and entry[0]]
-    missing = [name for name in parts if not (folder / name).is_dir()]
-    if missing:
-        raise ModelError(f"{folder} lacks its part {missing[0]!r}; download the model again.")
     module, name = BACKBONES[family]
+    single = _single_file(transformer) if transformer is not None else None
+    files = list(model_files(folder, listing, without=() if single is None else ("transformer",)))
+    if missing := [path for path in files if not path.is_file()]:
+        raise ModelError(f"{folder} lacks {_listed(folder, missing)}; download the model again.")
+    if damaged := [path for path in files if is_damaged(path)]:
+        raise ModelError(
+            f"{folder} holds damaged or only partly downloaded files, {_listed(folder, damaged)}; download "
+            "the model again."
+        )
     cls = getattr(importlib.import_module(f".{module}", __name__), name)
     try:
-        backbone: Backbone = cls.from_folder(folder, device, dtype)
+        backbone: Backbone = cls.from_folder(folder, device, dtype, single)
     except TTOMError:
         raise
     except Exception as error:  # whatever a damaged file makes the libraries raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if single is not None:
+            raise ModelError(
+                f"{single} does not fit into {folder} ({_reason(error)}); choose a transformer of this model."
+            ) from error
         raise ModelError(
-            f"{folder} could not be loaded ({reason[:200]}); download the model again."
+            f"{folder} could not be loaded ({_reason(error)}); download the model again."
         ) from error
     return backbone
+
+
+def _folder_of(model: str | Path) -> Path:
+    """The folder of a model: the path itself or, of a Hub id, where its files were downloaded to."""
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    if not HUB_ID.fullmatch(folder.as_posix()):
+        raise ModelError(f"There is no model folder at {folder}; give the path of a diffusers folder.")
+    from diffusers import DiffusionPipeline
+
+    try:
+        return Path(DiffusionPipeline.download(folder.as_posix(), use_safetensors=True))
+    except Exception as error:  # network, rights, spelling: the Hub's client has an error for each
+        raise ModelError(
+            f"{folder.as_posix()} is no model folder here and could not be had from the Hub "
+            f"({_reason(error)}); check the name and the network, or give the path of a diffusers folder."
+        ) from error
+
+
+def _single_file(path: str | Path) -> Path:
+    """The path of a whole single-file transformer."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ModelError(f"{path} is no safetensors file; choose a transformer of that form.")
+    if not path.is_file():
+        raise ModelError(f"There is no transformer at {path}; choose a file of models/diffusion_models.")
+    if is_damaged(path):
+        raise ModelError(f"{path} is damaged or only partly downloaded; download it again.")
+    return path
+
+
+def _listed(folder: Path, paths: Sequence[Path]) -> str:
+    *others, last = [path.relative_to(folder).as_posix() for path in paths]
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200].rstrip(".") if text else type(error).__name__

@@ -50,9 +50,11 @@ class CogVideoXBackbone(PipelineBackbone):
         super().__init__(pipeline, fps)
 
     @classmethod
-    def _own_parts(cls, folder: Path) -> dict[str, Any]:
+    def _own_parts(cls, folder: Path, dtype: torch.dtype, transformer: Path | None) -> dict[str, Any]:
+        parts = super()._own_parts(folder, dtype, transformer)
         # The listing names a tokenizer that, in older releases, does not say where its tokens lie.
-        return {"tokenizer": AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)}
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        return parts | {"tokenizer": tokenizer}
 
     def _trained_fps(self) -> int:
         return 16 if self.transformer.config.patch_size_t else 8  # 1.5 alone has patches over time

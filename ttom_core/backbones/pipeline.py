@@ -50,7 +50,14 @@ class PipelineBackbone(ABC):
         pipeline.set_progress_bar_config(disable=True)
 
     @classmethod
-    def from_folder(cls, folder: Path, device: str | None, dtype: torch.dtype | None) -> PipelineBackbone:
+    def from_folder(
+        cls,
+        folder: Path,
+        device: str | None,
+        dtype: torch.dtype | None,
+        transformer: Path | None = None,
+    ) -> PipelineBackbone:
+        """Load a complete diffusers folder, with a single-file transformer in place of its own if given."""
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
         with warnings.catch_warnings():
@@ -61,16 +68,21 @@ class PipelineBackbone(ABC):
                 torch_dtype=dtype,
                 local_files_only=True,
                 use_safetensors=True,  # never a pickle
-                **cls._own_parts(folder),
+                **cls._own_parts(folder, dtype, transformer),
             )
         clip = folder / "clip.json"  # what the model was trained to make
         fps = json.loads(clip.read_text())["fps"] if clip.exists() else None
         return cls(pipeline.to(device), fps)
 
     @classmethod
-    def _own_parts(cls, folder: Path) -> dict[str, Any]:
+    def _own_parts(cls, folder: Path, dtype: torch.dtype, transformer: Path | None) -> dict[str, Any]:
         """Parts of the pipeline that are loaded otherwise than its listing says."""
-        return {}
+        if transformer is None:
+            return {}
+        raise TTOMError(
+            f"A {cls.pipeline_class.__name__} cannot take a single-file transformer; give a diffusers folder "
+            "with its own."
+        )
 
     def check_trainable(self, sigmas: Sequence[float] = ()) -> None:
         attentions = [getattr(block, self.attention_name) for block in self.blocks]

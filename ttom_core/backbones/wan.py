@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from diffusers import WanPipeline
+import torch
+from diffusers import WanPipeline, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from safetensors import safe_open
 from torch import Tensor
 
 from ..attention import PhraseTokens, phrase_maps
@@ -31,6 +34,30 @@ class WanBackbone(PipelineBackbone):
         if pipeline.transformer.config.added_kv_proj_dim is not None:
             raise TTOMError("This Wan model takes an image; TTOM needs a text-to-video one.")
         super().__init__(pipeline, fps)
+
+    @classmethod
+    def _own_parts(cls, folder: Path, dtype: torch.dtype, transformer: Path | None) -> dict[str, Any]:
+        if transformer is None:
+            return {}
+        with safe_open(transformer, "pt") as file:
+            if any(key.endswith(("scale_weight", "scaled_fp8")) for key in file.keys()):  # noqa: SIM118
+                raise TTOMError(
+                    f"{transformer} holds scaled fp8 weights, which diffusers would read without their "
+                    "scales; choose a bf16, fp16 or plain fp8 file."
+                )
+        try:
+            single = WanTransformer3DModel.from_single_file(
+                str(transformer),
+                config=str(folder),
+                subfolder="transformer",
+                torch_dtype=dtype,
+                local_files_only=True,
+            )
+        except NotImplementedError as error:  # torch's, of a weight that was given no value
+            raise TTOMError(
+                f"{transformer} lacks weights of the model in {folder}; choose a transformer of this model."
+            ) from error
+        return {"transformer": single}
 
     def check_trainable(self, sigmas: Sequence[float] = ()) -> None:
         super().check_trainable(sigmas)
