@@ -8,7 +8,7 @@ const [library, executablePath, url, pictures, mode] = process.argv.slice(2);
 const { chromium } = createRequire(import.meta.url)(library);
 const NAME = "<img src=x onerror=alert(1)>";
 const PAD = 12; // left and right of the tracks, as in web/editor/tracks.js
-const seen = { faults: [], outside: [] };
+const seen = { faults: [] };
 
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
 try {
@@ -27,7 +27,16 @@ try {
   });
 
   await open(page);
-  seen.vue = await page.evaluate(() => Boolean(window.LiteGraph.vueNodesMode));
+  if (mode === "vue") {
+    const version = await page.evaluate(() => window.__COMFYUI_FRONTEND_VERSION__ ?? "0.0");
+    const vue = await page.evaluate(() => window.LiteGraph.vueNodesMode === true);
+    // Earlier frontends had but a preview of it, which goes on showing nodes that are gone.
+    if (!vue || Number(version.split(".")[1]) < 30) {
+      console.log(JSON.stringify({ skipped: `frontend ${version} has no Nodes 2.0` }));
+      await browser.close();
+      process.exit(0);
+    }
+  }
   await page.evaluate(() => {
     const { app } = window;
     app.graph.clear();
