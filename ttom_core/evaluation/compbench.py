@@ -144,8 +144,7 @@ def spatial_2d(found: Sequence[Detection], nouns: Sequence[str], relation: str) 
 
 def _stands(one: Detection, other: Detection, relation: str) -> bool:
     """Whether the larger of the two differences between the centres goes the relation's way."""
-    across = (one.box[0] + one.box[2] / 2) - (other.box[0] + other.box[2] / 2)
-    down = (one.box[1] + one.box[3] / 2) - (other.box[1] + other.box[3] / 2)
+    across, down = (a - b for a, b in zip(one.centre, other.centre, strict=True))
     if relation in ("left", "right"):
         return abs(across) > abs(down) and (across < 0) == (relation == "left")
     return abs(down) > abs(across) and (down < 0) == (relation in ("above", "on"))

@@ -35,6 +35,11 @@ class Detection:
     score: float
     box: BoxSides
 
+    @property
+    def centre(self) -> tuple[float, float]:
+        x, y, w, h = self.box
+        return x + w / 2, y + h / 2
+
 
 class Detector(Protocol):
     """Finds what a query names, several phrases being divided by " . ".
@@ -183,9 +188,11 @@ class GroundingDino:
         if not len(found["scores"]):
             return []  # for which transformers has one label, an empty one
         corners = found["boxes"].double().cpu().tolist()
-        named = zip(found["text_labels"], found["scores"].tolist(), corners, strict=True)
         return [
-            Detection(label, score, (x0, y0, x1 - x0, y1 - y0)) for label, score, (x0, y0, x1, y1) in named
+            Detection(label, score, (left, top, right - left, bottom - top))
+            for label, score, (left, top, right, bottom) in zip(
+                found["text_labels"], found["scores"].tolist(), corners, strict=True
+            )
         ]
 
 
