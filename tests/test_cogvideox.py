@@ -100,9 +100,9 @@ def test_noise_levels_are_those_of_flow_matching_at_the_same_ratio(scheduler, si
     for t, level in zip(backbone.pipeline.scheduler.timesteps[1:], levels[1:], strict=True):
         signal_to_noise = backbone.pipeline.scheduler.alphas_cumprod[t]
         assert ((1 - level) / level) ** 2 == pytest.approx(float(signal_to_noise / (1 - signal_to_noise)))
-    # "The first 5 of 50" of Wan is the first 5 of the 2B too, and the first 3 of the 5B's lighter noise.
+    # Wan's "first 5 of 50" are the first 6 of the 2B, and the first 4 of the 5B's lighter noise.
     first = sum(level >= PRESETS["paper"].sigma_end - 1e-4 for level in levels)
-    assert first == {"2b": 5, "5b": 3}[size]
+    assert first == {"2b": 6, "5b": 4}[size]
     assert sigma_of_step(4, 50, 3.0) == pytest.approx(levels[4], abs=0.015)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -94,10 +94,15 @@ def sigma_of_step(step: int, steps: int, shift: float) -> float:
     return shift * u / (1 + (shift - 1) * u)
 
 
-# Wan2.1 at 480p samples with shift 3; the fifth of 50 steps has index 4. LVD moves in the first 10 of 40.
-_FIFTH_OF_50 = round(sigma_of_step(4, 50, 3.0), 4)
-# Halfway to the next step's level: schedulers differ in the third digit, and one rounds its timesteps.
-_TENTH_OF_40 = round((sigma_of_step(9, 40, 3.0) + sigma_of_step(10, 40, 3.0)) / 2, 4)
+def _first_steps(count: int, steps: int) -> float:
+    """The noise level that the first `count` steps are above, at shift 3 (Wan2.1 at 480p).
+
+    Halfway to the next step's: schedulers differ in the third digit, and one rounds its timesteps.
+    """
+    return round((sigma_of_step(count - 1, steps, 3.0) + sigma_of_step(count, steps, 3.0)) / 2, 4)
+
+
+_FIFTH_OF_50, _TENTH_OF_40 = _first_steps(5, 50), _first_steps(10, 40)
 
 PRESETS: dict[str, TTOSettings] = {
     "paper": TTOSettings(layers=(3,), learning_rate=1e-4, sigma_end=_FIFTH_OF_50),
@@ -216,6 +221,7 @@ class TTO:
         self.initial = adapter or init_adapter(
             modules, settings.rank, settings.alpha, settings.lora_seed, backbone.fingerprint
         )
+        self._reachable = backbone.adapter_modules(settings.layers, "reachable").keys()
         blocks = [_block_of(name) for name in self.initial.weights]
         deepest = max(settings.layers)
         if min(blocks) > deepest:
@@ -352,11 +358,7 @@ class TTO:
             gradients: tuple[Tensor | None, ...] = ()
             if loss.requires_grad:
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            if all(gradient is None for gradient in gradients):
-                raise TTOMError(
-                    "No adapter parameter received a gradient, so the optimisation would do nothing; "
-                    "turn off offloading or attention backends that have no backward pass."
-                )
+            self._insist_on_gradients(gradients)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             self._optimizer.step()
@@ -368,6 +370,23 @@ class TTO:
         if self.keep_maps:
             with torch.no_grad():
                 self.trace.maps_after = mean_maps(maps(), self.masks.phrases)
+
+    def _insist_on_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+        """TTOMError if the loss did not reach everything that it should; an adapter may be deeper than it."""
+        assert self._attached is not None
+        each = 1 if self.settings.freeze_a else 2
+        names = [name for name in self._attached.pairs for _ in range(each)]
+        lost = [name for name, gradient in zip(names, gradients, strict=False) if gradient is None]
+        if not gradients or len(lost) == len(names):
+            raise TTOMError(
+                "No adapter parameter received a gradient, so the optimisation would do nothing; "
+                "turn off offloading or attention backends that have no backward pass."
+            )
+        if lost := [name for name in lost if name in self._reachable]:
+            raise TTOMError(
+                f"The adapter on {lost[0]} received no gradient, so part of it would not learn; turn off "
+                "offloading or attention backends that have no backward pass."
+            )
 
     def _trained(self) -> list[nn.Parameter]:
         """What the optimiser changes: A and B of every module, or B alone."""
