@@ -6,12 +6,14 @@ import json
 
 import numpy as np
 import pytest
+import tiny_cogvideox
 import torch
 from conftest import PHRASES, PROMPT, SIZE, STEPS
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from ttom_core.backbones.cogvideox import CogVideoXBackbone
 from ttom_core.backbones.wan import WanBackbone
 from ttom_core.errors import TTOMError
 from ttom_core.generate import generate
@@ -109,6 +111,18 @@ def test_a_probed_clip_is_the_plain_clip_to_the_bit(backbone: WanBackbone) -> No
     assert probed.maps.shape == (4, 2, 2, 2, 2) and probed.masks.shape == (2, 2, 2, 2)
     assert len(probed.relevance.layers) == 4 and len(probed.relevance.heads[0]) == 2
     assert probed.relevance.n == 2
+
+
+def test_a_host_that_guides_in_one_batch_is_probed_at_its_conditional_row() -> None:
+    backbone = CogVideoXBackbone(tiny_cogvideox.build())
+    settings = SETTINGS.model_copy(update=tiny_cogvideox.SIZE | {"sigma_start": 0.9})
+    clip = settings.model_dump(exclude={"sigma_start", "sigma_end"})
+    plain = generate(backbone, PROMPT, **clip)
+    probed = probe_clip(backbone, PROMPT, PHRASES, Corner(), settings)
+    np.testing.assert_array_equal(probed.frames, plain.frames)
+    assert probed.maps.shape == (backbone.num_layers, 2, *tiny_cogvideox.GRID)
+    assert np.array(probed.relevance.heads).shape == (backbone.num_layers, tiny_cogvideox.HEADS)
+    assert hooks_of(backbone.transformer) == 0
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
