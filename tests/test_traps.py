@@ -1,5 +1,9 @@
 """What would quietly keep an adapter from learning is refused in one sentence, before any long work."""
 
+import functools
+import sys
+import types
+
 import accelerate
 import pytest
 import tiny_cogvideox
@@ -15,7 +19,7 @@ from diffusers import (
 )
 from diffusers.hooks import apply_first_block_cache, apply_group_offloading
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict
 from torch.nn import functional as F
 
 from ttom_core.adapter import init_adapter
@@ -139,8 +143,9 @@ class Forward(torch.autograd.Function):
         )
 
 
+@pytest.mark.parametrize("attention", ["attn1", "attn2"])
 @pytest.mark.parametrize("way", ["graph ends", "backward missing"])
-def test_an_attention_backend_without_backward_is_refused(wan, monkeypatch, way):
+def test_an_attention_backend_without_backward_is_refused(wan, monkeypatch, way, attention):
     def attend(query, key, value, **options):
         return Forward.apply(query, key, value) if way == "backward missing" else query.detach()
 
@@ -148,13 +153,44 @@ def test_an_attention_backend_without_backward_is_refused(wan, monkeypatch, way)
     names = ["query", "key", "value"]
     monkeypatch.setitem(_AttentionBackendRegistry._supported_arg_names, AttentionBackendName.SAGE, names)
     for block in wan.transformer.blocks:
-        block.attn2.processor._attention_backend = AttentionBackendName.SAGE
+        getattr(block, attention).processor._attention_backend = AttentionBackendName.SAGE
     wan.refused(r"backend 'sage' has no backward pass.*set_attention_backend\('native'\)")
 
 
 def test_a_replaced_attention_function_is_found_too(family, monkeypatch):
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda query, *_, **__: query.detach())
-    family.refused(r"backend 'scaled_dot_product_attention' has no backward pass")
+    family.refused(r"backend 'scaled_dot_product_attention' has no backward.* give torch its own")
+
+
+def test_a_strangers_processor_that_loses_gradients_is_found_at_the_first_iteration(family, monkeypatch):
+    """It cannot be tried beforehand; the maps alone would go on teaching the deepest layer."""
+    attention = getattr(family.backbone.blocks[0], family.backbone.attention_name)
+    real = type(attention.processor).__call__
+
+    @functools.wraps(real)
+    def detached(*args, **kwargs):
+        output = real(*args, **kwargs)
+        return tuple(x.detach() for x in output) if isinstance(output, tuple) else output.detach()
+
+    monkeypatch.setattr(type(attention.processor), "__call__", detached)
+    with (
+        family.tto() as tto,
+        pytest.raises(TTOMError, match=r"adapter on \w+\.0\.\w+\.to_[kqv] received no gradient"),
+    ):
+        family.sample()
+    assert len(tto.trace.rows) == 1
+
+
+def test_kernels_for_gguf_weights_are_refused(family, monkeypatch):
+    class GGUFLinear(torch.nn.Linear):
+        """Stands for diffusers' own, which needs the package gguf; the flag is the real one's."""
+
+    family.transformer.proj_out.__class__ = GGUFLinear
+    flag = types.SimpleNamespace(can_use_cuda_kernels=False)
+    monkeypatch.setitem(sys.modules, "diffusers.quantizers.gguf.utils", flag)
+    family.tto()
+    flag.can_use_cuda_kernels = True
+    family.refused("GGUF model runs on CUDA kernels .* set DIFFUSERS_GGUF_CUDA_KERNELS=false")
 
 
 # ---- what is asked of the model ------------------------------------------------------------------
@@ -227,16 +263,31 @@ def test_a_model_without_its_high_noise_expert_is_refused():
         WanBackbone(WanPipeline(**(parts | {"transformer": None}), boundary_ratio=0.875))
 
 
+def test_a_timestep_for_every_token_is_one_noise_level(wan):
+    wan.pipeline = WanPipeline(**{**build_tiny().components, "transformer_2": None}, expand_timesteps=True)
+    wan.backbone = WanBackbone(wan.pipeline)
+    assert wan.backbone.fps == 24
+    with wan.tto() as tto:
+        wan.sample()
+    assert tto.trace.last_loss < tto.trace.first_loss
+
+
 # ---- a user's own LoRA ---------------------------------------------------------------------------
 
 
-def test_a_users_lora_stays_active_and_untouched(family):
+@pytest.mark.parametrize("way", ["add_adapter", "load_lora_weights"])
+def test_a_users_lora_stays_active_and_untouched(family, way, tmp_path):
     plain, alone = family.sample(), family.backbone.fingerprint
     attention = family.backbone.attention_name
     targets = [f"{attention}.to_q", f"{attention}.to_k", f"{attention}.to_v", f"{attention}.to_out.0"]
     torch.manual_seed(6)
     lora = LoraConfig(r=4, lora_alpha=4, target_modules=targets, init_lora_weights=False)
     family.transformer.add_adapter(lora, adapter_name="style")
+    if way == "load_lora_weights":
+        weights = get_peft_model_state_dict(family.transformer, adapter_name="style")
+        family.pipeline.save_lora_weights(tmp_path, transformer_lora_layers=weights)
+        family.transformer.delete_adapters("style")
+        family.pipeline.load_lora_weights(tmp_path, adapter_name="style")
     with_style = family.sample()
     assert (with_style != plain).any()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,16 +34,13 @@ def refuse_untrainable(transformer: nn.Module, attentions: Iterable[Any], device
                 f"A cache ({technique}) reuses what the model gave at one denoising step in the next, and an "
                 "optimisation changes just that; call transformer.disable_cache() first."
             )
-    processors = []
-    for attention in attentions:
-        if _is_fused(attention):
-            raise TTOMError(
-                "The model's attention projections are fused, so an adapter on k and v would do "
-                "nothing; call transformer.unfuse_qkv_projections() first."
-            )
-        processors.append(attention.processor)
+    if any(_is_fused(attention) for attention in attentions):
+        raise TTOMError(
+            "The model's attention projections are fused, so an adapter on k and v would do nothing; call "
+            "transformer.unfuse_qkv_projections() first."
+        )
     _refuse_kernels_without_backward(transformer)
-    _refuse_attention_without_backward(transformer, processors, device)
+    _refuse_attention_without_backward(transformer, device)
 
 
 def _diffusers_hooks(module: nn.Module) -> Iterable[Any]:
@@ -72,31 +70,35 @@ def _refuse_kernels_without_backward(transformer: nn.Module) -> None:
         )
 
 
-def _refuse_attention_without_backward(
-    transformer: Any, processors: Iterable[Any], device: torch.device
-) -> None:
-    """Whether gradients pass is tried, not looked up: hosts replace attention in more ways than one."""
+def _refuse_attention_without_backward(transformer: Any, device: torch.device) -> None:
+    """Whether gradients pass is tried, not looked up: hosts replace attention in more ways than one.
+
+    Besides the processors' backends that is torch's own function, by which the maps are made.
+    """
     from diffusers.models.attention_dispatch import dispatch_attention_fn
 
-    backends = {p._attention_backend for p in processors if hasattr(p, "_attention_backend")}
     width, dtype = transformer.config.attention_head_dim, transformer.dtype
     if dtype not in (torch.float64, torch.float32, torch.float16):
         dtype = torch.bfloat16  # what quantised weights compute in
+    restore = "call transformer.set_attention_backend('native')"
+    processors = transformer.attn_processors.values()
+    backends = {p._attention_backend for p in processors if hasattr(p, "_attention_backend")}
+    own = F.scaled_dot_product_attention
+    ways: list[tuple[str, str, Any]] = [
+        ("scaled_dot_product_attention", "give torch its own function back", own)
+    ]
+    ways += [(_name_of(b), restore, partial(dispatch_attention_fn, backend=b)) for b in backends]
     with torch.inference_mode(False), torch.enable_grad():
-        ones = torch.ones(3, 1, 128, 1, width, dtype=dtype, device=device)
+        # As many heads as tokens: backends differ in which comes first.
+        ones = torch.ones(3, 1, 64, 64, width, dtype=dtype, device=device)
         q, k, v = (x.clone().requires_grad_() for x in ones)
-        ways: dict[str, Any] = {
-            "scaled_dot_product_attention": lambda: F.scaled_dot_product_attention(q, k, v)
-        }
-        for backend in backends:
-            ways[_name_of(backend)] = lambda b=backend: dispatch_attention_fn(q, k, v, backend=b)
-        for name, attend in ways.items():
+        for name, cure, attend in ways:
             try:
-                torch.autograd.grad(attend().sum(), (q, k, v))
+                torch.autograd.grad(attend(q, k, v).sum(), (q, k, v))
             except Exception as error:  # whatever a kernel without backward raises
                 raise TTOMError(
                     f"The attention backend {name!r} has no backward pass here, so nothing could be "
-                    "optimised; call transformer.set_attention_backend('native')."
+                    f"optimised; {cure}."
                 ) from error
 
 
