@@ -13,7 +13,7 @@ WORKERS ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q
 PINS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: demo test test-slow quality format train evaluate bench figures clean
+.PHONY: demo test test-slow quality format train evaluate evidence evidence-quick bench figures clean
 .DEFAULT_GOAL := demo
 
 # The stamps keep the setup from being repeated; it is done again when the requirements change.
@@ -52,6 +52,21 @@ train: $(VENV)/core.stamp
 evaluate: $(VENV)/core.stamp
 	$(BIN)/ttom evaluate --result benchmarks/results/evaluate.json $(if $(WORKERS),--workers $(WORKERS))
 	$(BIN)/python benchmarks/readme.py
+
+# Every table of evidence and the page of all, about 6 hours on 2 cores; interrupted, it goes on from there.
+evidence: $(VENV)/core.stamp
+	$(BIN)/python benchmarks/evidence.py $(if $(WORKERS),--workers $(WORKERS))
+	$(BIN)/python benchmarks/ablations.py all $(if $(WORKERS),--workers $(WORKERS))
+	$(BIN)/python benchmarks/memory_quality.py $(if $(WORKERS),--workers $(WORKERS))
+	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/readme.py
+
+# The same path in about 10 minutes, with too few prompts to tell anything: outputs/evidence/quick.
+evidence-quick: QUICK := --results outputs/evidence/quick $(if $(WORKERS),--workers $(WORKERS))
+evidence-quick: $(VENV)/core.stamp
+	$(BIN)/python benchmarks/evidence.py --limit 7 $(QUICK)
+	$(BIN)/python benchmarks/ablations.py all --limit 2 $(QUICK)
+	$(BIN)/python benchmarks/report.py --results outputs/evidence/quick --out outputs/evidence/quick/index.html
 
 bench: $(VENV)/core.stamp
 	$(BIN)/python benchmarks/single_object.py

@@ -26,7 +26,6 @@ from ttom_core.optimize import PRESETS, TTOSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = PRESETS["demo"]
-STEPS = 20
 
 
 def changed(**changes: Any) -> TTOSettings:
@@ -101,13 +100,14 @@ def prompts_of(split: str, limit: int | None) -> list[dict[str, Any]]:
 
 def run(options: argparse.Namespace) -> None:
     backbone = backbone_of(options.model)
-    known = tables(backbone.num_layers, backbone.sigmas(STEPS))
+    known = tables(backbone.num_layers, backbone.sigmas(options.steps))
     if options.table == "list":
         for name, table in known.items():
             print(f"{name:15} {table.question} {len(table.methods)} variants on {table.split} prompts")
         return
     if options.table != "all" and options.table not in known:
         raise TTOMError(f"There is no table {options.table!r}; choose all, list, {', '.join(known)}.")
+    clips = f"--limit {options.limit} --steps {options.steps}"
     for name in known if options.table == "all" else [options.table]:
         table = known[name]
         with progress(name) as on_row:
@@ -118,8 +118,8 @@ def run(options: argparse.Namespace) -> None:
                 prompts_of(table.split, options.limit),
                 options.out / "rows.jsonl",
                 options.results,
-                command=f"python benchmarks/ablations.py {name} --limit {options.limit}",
-                steps=STEPS,
+                command=f"python benchmarks/ablations.py {name} {clips}",
+                steps=options.steps,
                 workers=options.workers,
                 on_row=on_row,
             )
@@ -135,6 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("table", help="a table's name, all or list")
     parser.add_argument("--model", default=str(ROOT / "demo" / "model"))
     parser.add_argument("--limit", type=int, default=84, help="prompts a table (default 84)")
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
     parser.add_argument("--workers", type=int, help="processes of one thread each (default: the cores)")
     parser.add_argument("--out", type=Path, default=Path("outputs/evidence"), help="of the rows")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")

@@ -116,7 +116,15 @@ def folder(tmp_path_factory):
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_gives_the_same_rows(folder, tmp_path):
     def start(out):
-        command = [sys.executable, str(ROOT / "benchmarks" / "ablations.py"), "freeze", "--limit", "1"]
+        command = [
+            sys.executable,
+            str(ROOT / "benchmarks" / "ablations.py"),
+            "freeze",
+            "--limit",
+            "1",
+            "--steps",
+            "5",
+        ]
         command += ["--model", str(folder), "--workers", "1", "--out", str(tmp_path / out)]
         command += ["--results", str(tmp_path / out)]
         paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
