@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import sys
 
 import numpy as np
@@ -12,7 +10,8 @@ import torch
 
 from ttom_core.errors import TTOMError
 from ttom_core.evaluation.blobs import BACKGROUNDS, PALETTE
-from ttom_core.evaluation.grounding import BlobGrounding, DetectorGrounding, _loaded, grounding_of
+from ttom_core.evaluation.detectors import Sam2
+from ttom_core.evaluation.grounding import BlobGrounding, DetectorGrounding, grounding_of
 
 
 def canvas(frames: int = 2) -> np.ndarray:
@@ -159,56 +158,29 @@ def test_detected_and_segmented(dino, sam) -> None:
     np.testing.assert_array_equal(masks, grounding.locate(clip(), PHRASES))
 
 
-def test_boxes_lie_in_the_frame_and_segments_with_their_phrase(dino, monkeypatch) -> None:
+def test_segments_go_with_their_phrase(dino, monkeypatch) -> None:
     """The detector is real; the segmenter, which needs torchvision, is replaced by filled boxes."""
-    from ttom_core.evaluation import grounding as module
-
-    real, asked = module._loaded, []
-
-    def loaded(model, processor, name):
-        asked.append(name)
-        return (torch.nn.Identity(), None) if name == "sam" else real(model, processor, name)
 
     def filled(self, frame, boxes):
-        masks = np.zeros((len(boxes), *frame.shape[:2]), bool)
-        for mask, (left, top, right, bottom) in zip(masks, boxes.round().astype(int), strict=True):
-            mask[top : bottom + 1, left : right + 1] = True
+        height, width = frame.shape[:2]
+        masks = np.zeros((len(boxes), height, width), bool)
+        for mask, (x, y, w, h) in zip(masks, boxes, strict=True):
+            mask[int(y * height) : int((y + h) * height) + 1, int(x * width) : int((x + w) * width) + 1] = 1
         return masks
 
-    monkeypatch.setattr(module, "_loaded", loaded)
-    monkeypatch.setattr(DetectorGrounding, "_segments", filled)
-    grounding = DetectorGrounding(dino, "sam", "cpu", box_threshold=0.0)
-    assert asked == [dino, "sam"]
-    first, second = grounding.boxes(clip()[0], PHRASES)
-    assert first.shape == second.shape == (5, 4)
-    for boxes in (first, second):
-        assert (boxes >= 0).all() and (boxes <= [64, 48, 64, 48]).all()
+    monkeypatch.setattr(Sam2, "__call__", filled)
+    grounding = DetectorGrounding(dino, "any", "cpu", box_threshold=0.0)
     both = grounding.locate(clip(), PHRASES)
+    assert both.shape == (2, 2, 48, 64) and both.any((2, 3)).all()
     np.testing.assert_array_equal(both[1:], grounding.locate(clip(), PHRASES[1:]))
+    assert grounding.locate(clip()[:0], PHRASES).shape == (2, 0, 48, 64)
 
 
-def test_missing_weights_and_packages_are_one_sentence(dino, tmp_path, monkeypatch) -> None:
+def test_what_is_missing_is_told_before_any_clip_is_made(dino, tmp_path, monkeypatch) -> None:
     nowhere = str(tmp_path / "nowhere")
-    with pytest.raises(TTOMError, match=r"nowhere.*cannot be loaded"):
-        grounding_of("detector", nowhere, nowhere)
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(TTOMError, match="cannot be loaded"):
-        grounding_of("detector", dino, str(tmp_path))
+    for detector in (nowhere, dino):
+        with pytest.raises(TTOMError, match=r"nowhere could not be loaded"):
+            grounding_of("detector", detector, nowhere)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(TTOMError, match=r"transformers 4\.56"):
+    with pytest.raises(TTOMError, match=r"pip install ttom\[detect\]"):
         grounding_of("detector")
-
-
-@pytest.mark.parametrize("name", ["Sam2ImageProcessor", "Sam2ImageProcessorFast"])
-def test_without_torchvision_it_is_asked_for(name: str, dino, tmp_path) -> None:
-    if importlib.util.find_spec("torchvision"):
-        pytest.skip("torchvision is installed")
-    from transformers import AutoProcessor
-
-    class Model:
-        from_pretrained = staticmethod(lambda name: torch.nn.Identity())
-
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": name}))
-    (tmp_path / "processor_config.json").write_text('{"processor_class": "Sam2Processor"}')
-    with pytest.raises(TTOMError, match="pip install torchvision"):
-        _loaded(Model, AutoProcessor, str(tmp_path))

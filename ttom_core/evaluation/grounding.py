@@ -6,12 +6,12 @@ Both answer `ttom_core.probe.Grounding`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from ..errors import TTOMError
 from .blobs import PALETTE, SHAPES, coloured, detect
+from .detectors import GroundingDino, Sam2
 
 GROUNDINGS = ("blobs", "detector")
 DETECTOR = "IDEA-Research/grounding-dino-base"
@@ -72,10 +72,10 @@ def _noun(phrase: str) -> tuple[str, str]:
 
 
 class DetectorGrounding:
-    """Boxes by GroundingDINO (Liu et al. 2023), the pixels in them by SAM 2 (Ravi et al. 2024).
+    """Everything that GroundingDINO finds for a phrase, outlined by SAM 2.
 
-    `detector` and `segmenter` are folders or names on the Hugging Face Hub. TTOMError when transformers
-    or torchvision cannot run them or their weights cannot be loaded.
+    `detector` and `segmenter` are folders or names on the Hugging Face Hub. DetectorError when a package
+    or weights are missing: both are tried here, not only after the first clip was made.
     """
 
     def __init__(
@@ -86,79 +86,22 @@ class DetectorGrounding:
         box_threshold: float = BOX_THRESHOLD,
         text_threshold: float = TEXT_THRESHOLD,
     ) -> None:
-        import torch
-
-        try:
-            from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, Sam2Model
-        except ImportError as error:
-            raise TTOMError(
-                "The grounding detector needs transformers 4.56 or newer; install it with "
-                '`pip install "transformers>=4.56"`.'
-            ) from error
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.box_threshold, self.text_threshold = box_threshold, text_threshold
+        self.find, self.outline = GroundingDino(detector, device), Sam2(segmenter, device)
+        self.thresholds = box_threshold, text_threshold
         names = (name.replace("\\", "/").rstrip("/").split("/")[-1] for name in (detector, segmenter))
         self.name = f"{' + '.join(names)} at {box_threshold:g}, {text_threshold:g}"
-        self.detector, self.find = _loaded(AutoModelForZeroShotObjectDetection, AutoProcessor, detector)
-        self.segmenter, self.outline = _loaded(Sam2Model, AutoProcessor, segmenter)
-        for model in (self.detector, self.segmenter):
-            model.to(self.device).eval()
+        blank = np.zeros((64, 64, 3), np.uint8)
+        self.find(blank, "nothing", *self.thresholds)
+        self.outline(blank, [(0, 0, 1, 1)])
 
     def locate(self, frames: np.ndarray, phrases: Sequence[str]) -> np.ndarray:
-        """Masks bool [N, F, H, W]: everything the detector finds for a phrase, segmented."""
+        """Masks bool [N, F, H, W]."""
         masks = np.zeros((len(phrases), *frames.shape[:3]), bool)
         for f, frame in enumerate(frames):
-            boxes = self.boxes(frame, phrases)
-            owners = [n for n, found in enumerate(boxes) for _ in found]
-            if owners:
-                for n, segment in zip(owners, self._segments(frame, np.concatenate(boxes)), strict=True):
-                    masks[n, f] |= segment
+            # One query a phrase: asked together, the detector may join the words of two of them.
+            found = [self.find(frame, phrase.replace(".", " "), *self.thresholds) for phrase in phrases]
+            owners = [n for n, detections in enumerate(found) for _ in detections]
+            segments = self.outline(frame, [one.box for detections in found for one in detections])
+            for n, segment in zip(owners, segments, strict=True):
+                masks[n, f] |= segment
         return masks
-
-    def boxes(self, frame: np.ndarray, phrases: Sequence[str]) -> list[np.ndarray]:
-        """Each phrase's boxes [n, 4] on one frame, as left, top, right, bottom in pixels."""
-        import torch
-
-        # One query a phrase: asked together, the detector may join the words of two of them. It was
-        # taught lower case with a full stop after each query.
-        texts = [" ".join(phrase.lower().replace(".", " ").split()) + "." for phrase in phrases]
-        inputs = self.find(images=[frame] * len(texts), text=texts, padding=True, return_tensors="pt").to(
-            self.device
-        )
-        with torch.no_grad():
-            outputs = self.detector(**inputs)
-        height, width = frame.shape[:2]
-        found = self.find.post_process_grounded_object_detection(
-            outputs,
-            inputs.input_ids,
-            threshold=self.box_threshold,
-            text_threshold=self.text_threshold,
-            target_sizes=[(height, width)] * len(texts),
-        )
-        limit = np.array([width, height, width, height], np.float32)
-        return [result["boxes"].float().cpu().numpy().reshape(-1, 4).clip(0, limit) for result in found]
-
-    def _segments(self, frame: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-        """A mask bool [n, H, W] for each box."""
-        import torch
-
-        inputs = self.outline(images=frame, input_boxes=[boxes.tolist()], return_tensors="pt").to(self.device)
-        with torch.no_grad():
-            outputs = self.segmenter(**inputs, multimask_output=False)
-        (masks,) = self.outline.post_process_masks(outputs.pred_masks.cpu(), inputs["original_sizes"].cpu())
-        segments: np.ndarray = masks[:, 0].numpy()
-        return segments
-
-
-def _loaded(model: Any, processor: Any, name: str) -> tuple[Any, Any]:
-    """A model with its processor; TTOMError when they cannot be had."""
-    try:
-        return model.from_pretrained(name), processor.from_pretrained(name)
-    except (ImportError, OSError, ValueError) as error:
-        if "torchvision" in str(error).lower():
-            raise TTOMError(
-                f"{name} reads pictures with torchvision, which is missing; `pip install torchvision`."
-            ) from error
-        raise TTOMError(
-            f"The model {name!r} cannot be loaded; name a folder or a model that is downloaded."
-        ) from error
