@@ -100,13 +100,13 @@ def test_what_is_drawn_is_what_goes_on(comfyui: Any) -> None:
     assert run.outputs["edit"]["ttom_used"] == ["drawn"]
 
     wired = {"layout": ["plan", 0]}
-    assert names(comfyui.run(graph("", **wired))) == ["triangle"]
+    assert names(comfyui.run(graph("", **wired))) == ["green triangle"]
     assert names(comfyui.run(graph(drawing(), **wired))) == ["ball"]
     always = comfyui.run(graph(drawing(), **wired, use_layout="always"))
-    assert names(always) == ["triangle"]
+    assert names(always) == ["green triangle"]
     assert always.outputs["edit"]["ttom_used"] == ["upstream"]
     (offered,) = always.outputs["edit"]["ttom_layout"]
-    assert json.loads(offered)["objects"][0]["name"] == "triangle"
+    assert json.loads(offered)["objects"][0]["name"] == "green triangle"
 
     run = comfyui.run(graph(drawing(), prompt="a blue square"))
     assert "red ball" in run.outputs["notes"]["text"][0]

@@ -23,6 +23,7 @@ export class LayoutEditor {
   #cancel = null; // takes a running drag back
   #playing = null;
   #pending = 0;
+  #saying = 0;
   #upstream = "";
   #written = ""; // the value as the host last had it, or gave it
   #observer;
@@ -91,6 +92,7 @@ export class LayoutEditor {
   dispose() {
     this.pause();
     cancelAnimationFrame(this.#pending);
+    clearTimeout(this.#saying);
     this.#observer.disconnect();
   }
 
@@ -370,8 +372,8 @@ export class LayoutEditor {
   #say(text) {
     this.notice.textContent = text;
     this.notice.dataset.lasting = "yes";
-    clearTimeout(this.saying);
-    this.saying = setTimeout(() => {
+    clearTimeout(this.#saying);
+    this.#saying = setTimeout(() => {
       delete this.notice.dataset.lasting;
       this.#showFault();
     }, 6000);

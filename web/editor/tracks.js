@@ -108,12 +108,13 @@ export class Tracks {
     const rows = drawing.layout.objects.map((object) => {
       const { id, name } = object;
       const { locked = false, hidden = false } = lookOf(drawing, id);
-      const flag = (key, on, off, title) =>
-        button(key ? on : off, title, (event) => {
-          event.stopPropagation();
-          const values = on === "locked" ? { locked: !locked } : { hidden: !hidden };
+      const flag = (set, icon, title, values) => {
+        const act = (event) => {
+          event.stopPropagation(); // the row would be selected
           this.#editor.change(setLook(this.#editor.drawing, id, values));
-        }, { class: key ? "ttom-small ttom-set" : "ttom-small" });
+        };
+        return button(icon, title, act, { class: set ? "ttom-small ttom-set" : "ttom-small" });
+      };
       const swatch = element("span", { class: "ttom-dot" });
       swatch.style.background = colourOf(drawing, id);
       return element(
@@ -128,8 +129,10 @@ export class Tracks {
         },
         swatch,
         element("span", { class: "ttom-label", textContent: name }),
-        flag(hidden, "hidden", "shown", hidden ? "Show" : "Hide here (H); it stays in the layout"),
-        flag(locked, "locked", "unlocked", locked ? "Unlock (L)" : "Lock (L)"),
+        hidden
+          ? flag(true, "hidden", "Show (H)", { hidden: false })
+          : flag(false, "shown", "Hide here (H); it stays in the layout", { hidden: true }),
+        locked ? flag(true, "locked", "Unlock (L)", { locked: false }) : flag(false, "unlocked", "Lock (L)", { locked: true }),
       );
     });
     this.names.replaceChildren(...rows);
@@ -155,7 +158,7 @@ export class Tracks {
     if (!pen) return;
     const { frames } = this.#editor.size;
     const style = getComputedStyle(this.ruler);
-    const [text, quiet] = ["--ttom-text", "--ttom-quiet"].map((name) => style.getPropertyValue(name).trim());
+    const [quiet, accent] = ["--ttom-quiet", "--ttom-accent"].map((name) => style.getPropertyValue(name).trim());
     const height = this.ruler.clientHeight;
     const place = (frame) => Math.round(PAD + (frame / Math.max(frames - 1, 1)) * this.#width) + 0.5;
     const step = [1, 2, 4, 5, 8, 10, 16, 20, 40, 80, 100, 200].find((n) => (this.#width * n) / frames >= 34) ?? 400;
@@ -177,7 +180,7 @@ export class Tracks {
     }
     pen.globalAlpha = 1;
     const x = Math.round(PAD + this.#editor.time * this.#width) + 0.5;
-    pen.fillStyle = style.getPropertyValue("--ttom-accent").trim();
+    pen.fillStyle = accent;
     const tag = Math.max(pen.measureText(String(now)).width + 10, 18);
     pen.beginPath();
     pen.roundRect(x - tag / 2, 1, tag, height - 6, 3);
@@ -185,7 +188,7 @@ export class Tracks {
     pen.lineTo(x, height);
     pen.lineTo(x + 4, height - 5);
     pen.fill();
-    pen.fillStyle = text && "#ffffff";
+    pen.fillStyle = "#ffffff";
     pen.fillText(String(now), x, height - 9);
   }
 
