@@ -36,15 +36,15 @@ function drawingWidget(node, name) {
     setValue(text) {
       value = typeof text === "string" ? text : "";
       editor.open(value, node.properties.ttom_look);
-      editor.contextChanged();
+      editor.refresh();
     },
     getMinHeight: () => LEAST_HEIGHT,
     hideOnZoom: false,
   });
   for (const other of ["width", "height", "num_frames", "prompt"].map(beside).filter(Boolean)) {
-    after(other, "callback", () => editor.contextChanged());
+    after(other, "callback", () => editor.refresh());
   }
-  after(node, "onConnectionsChange", () => editor.contextChanged());
+  after(node, "onConnectionsChange", () => editor.refresh());
   after(node, "onExecuted", (output) => {
     editor.offer(output?.ttom_layout?.[0] ?? "", output?.ttom_used?.[0] === "upstream");
     editor.showFrames((output?.ttom_frames ?? []).map(address));

@@ -1,21 +1,21 @@
 // The layout editor: a stage with the boxes of one moment, a timeline, and fields for numbers and
 // names. It knows no ComfyUI: its host gives it a value and a size, and is told of every change.
 
-import { moved, parseLength, resized, showLength } from "../lib/box.js";
+import { moved, resized } from "../lib/box.js";
 import {
-  addKey, colourOf, copyJson, drawingJson, duplicateObject, emptyDrawing, keyAt, lookOf, objectOf, openDrawing,
-  pasteJson, removeKey, removeObject, renameObject, setBox, setEase, setLook, setPhrase, setStage,
+  addKey, copyJson, drawingJson, duplicateObject, emptyDrawing, keyAt, lookOf, objectOf, openDrawing, pasteJson,
+  removeKey, removeObject, setBox, setLook, setStage,
 } from "../lib/drawing.js";
 import { record, redo, startHistory, undo } from "../lib/history.js";
-import { EASES, LayoutError, boxAt, parseLayout } from "../lib/layout.js";
-import { frameOf, parseTime, showTime, timeOf } from "../lib/timeline.js";
+import { LayoutError, boxAt, parseLayout } from "../lib/layout.js";
+import { frameOf, timeOf } from "../lib/timeline.js";
 import { button, element, follow, icon } from "./elements.js";
+import { Inspector } from "./inspector.js";
 import { Stage } from "./stage.js";
 import { Tracks } from "./tracks.js";
 
 const FRAMES_A_SECOND = 12; // of the preview; the video's own rate is not known here
 const HINT = "Drag on the canvas to draw a box; move to another frame and drag the box to make it move.";
-const EASE_NAMES = { linear: "even", in: "starts gently", out: "ends gently", in_out: "both gently", hold: "waits" };
 
 export class LayoutEditor {
   #history = startHistory(emptyDrawing());
@@ -41,16 +41,18 @@ export class LayoutEditor {
     this.#host = host;
     this.stage = new Stage(this);
     this.tracks = new Tracks(this);
+    this.inspector = new Inspector(this);
     this.#build();
     this.#observer = new ResizeObserver(() => this.render());
     this.#observer.observe(this.stage.canvas);
     this.#observer.observe(this.tracks.ruler);
-    this.#refresh();
+    this.refresh();
   }
 
   // ---- what the host uses ------------------------------------------------------------------------
 
-  // Shows a value and the looks beside it, and forgets what could be undone. One that cannot be read stays as it is until it is replaced.
+  // Shows a value and the looks beside it, and forgets what could be undone. A value that cannot be
+  // read stays as it is until it is replaced.
   open(text, look = {}) {
     if (text === this.#written) return;
     this.#written = text;
@@ -63,14 +65,14 @@ export class LayoutEditor {
       this.fault = error.message;
     }
     if (!objectOf(this.drawing, this.selected)) this.select(null);
-    this.#refresh();
+    this.refresh();
   }
 
   // A layout from upstream, to be taken by the button, and whether it was used instead of the drawing.
   offer(text, used) {
     this.#upstream = text;
-    if (text && used) this.#say("The layout from upstream was used; take it with the blue arrow to change it.");
-    this.#refresh();
+    if (text && used) this.say("The layout from upstream was used; take it with the blue arrow to change it.");
+    this.refresh();
   }
 
   // Pictures to draw on, by their addresses.
@@ -84,9 +86,13 @@ export class LayoutEditor {
     this.render();
   }
 
-  // The size, the number of frames or the prompt have changed.
-  contextChanged() {
-    this.#refresh();
+  // After any change, here or in the host's context: everything outside the canvases, then those.
+  refresh() {
+    this.#showButtons();
+    this.tracks.refresh();
+    this.inspector.refresh();
+    this.#showFault();
+    this.render();
   }
 
   dispose() {
@@ -96,7 +102,7 @@ export class LayoutEditor {
     this.#observer.disconnect();
   }
 
-  // ---- what the stage and the tracks use ---------------------------------------------------------
+  // ---- what the stage, the tracks and the inspector use -------------------------------------------
 
   get drawing() {
     return this.#history.present;
@@ -139,7 +145,7 @@ export class LayoutEditor {
 
   select(id, key = null) {
     [this.selected, this.selectedKey] = [id, key];
-    this.#refresh();
+    this.refresh();
     this.tracks.reveal();
   }
 
@@ -148,12 +154,12 @@ export class LayoutEditor {
     const object = objectOf(this.drawing, this.selected);
     const at = object ? keyAt(object, time, this.size.frames) : -1;
     this.selectedKey = key ?? (at >= 0 ? at : null);
-    this.#refresh();
+    this.refresh();
   }
 
   toggleKey() {
     const object = objectOf(this.drawing, this.selected);
-    if (!object || this.#isLocked()) return;
+    if (!object || this.isLocked) return;
     const { frames } = this.size;
     const at = keyAt(object, this.time, frames);
     if (at < 0) this.change(addKey(this.drawing, object.id, this.time, frames));
@@ -162,8 +168,7 @@ export class LayoutEditor {
   }
 
   editName() {
-    this.#fields.name.focus();
-    this.#fields.name.select();
+    this.inspector.edit("name");
   }
 
   // The keys go to a text area nobody sees: ComfyUI leaves keys, undo and the clipboard to whatever
@@ -189,7 +194,6 @@ export class LayoutEditor {
 
   // ---- building ----------------------------------------------------------------------------------
 
-  #fields = {};
   #buttons = {};
 
   #build() {
@@ -239,7 +243,7 @@ export class LayoutEditor {
       element("div", { class: "ttom-head" },
         element("div", { class: "ttom-transport" }, b.play, b.previous, b.key, b.next), this.tracks.ruler),
       this.tracks.list,
-      this.#buildInspector(),
+      this.inspector.element,
       this.notice,
     );
     // A press on the editor is not a press on the node below it. Other buttons still move the graph.
@@ -252,81 +256,9 @@ export class LayoutEditor {
     }
   }
 
-  #buildInspector() {
-    const f = this.#fields;
-    const field = (name, label, title, commit, extra = {}) => {
-      f[name] = element("input", {
-        type: "text",
-        class: `ttom-field ttom-${name}`,
-        title,
-        spellcheck: false,
-        attributes: { "aria-label": title, autocomplete: "off" },
-        data: { field: name },
-        on: {
-          change: () => commit(f[name].value),
-          keydown: (event) => {
-            if (event.key === "Enter") this.takeKeys();
-            if (event.key === "Escape") {
-              this.#fill();
-              this.takeKeys();
-            }
-          },
-          focus: () => f[name].select(),
-        },
-        ...extra,
-      });
-      return element("label", { class: `ttom-labelled ttom-of-${name}` }, element("span", { textContent: label }), f[name]);
-    };
-    f.colour = element("input", {
-      type: "color",
-      class: "ttom-colour",
-      title: "Colour",
-      attributes: { "aria-label": "Colour" },
-      on: { input: () => this.#withObject((id) => setLook(this.drawing, id, { colour: f.colour.value }), "colour") },
-    });
-    f.unit = element("button", {
-      type: "button",
-      class: "ttom-button ttom-unit",
-      title: "Pixels or percent",
-      on: {
-        click: () => {
-          this.options.unit = this.options.unit === "px" ? "%" : "px";
-          this.#refresh();
-        },
-      },
-    });
-    f.ease = element(
-      "select",
-      {
-        class: "ttom-field ttom-ease",
-        title: "How the box sets out from this keyframe for the next",
-        attributes: { "aria-label": "Easing from this keyframe to the next" },
-        on: { change: () => this.#setEase(f.ease.value) },
-      },
-      ...Object.keys(EASES).map((ease) => element("option", { value: ease, textContent: EASE_NAMES[ease] })),
-    );
-    const side = (name, title) => field(name, name.toUpperCase(), `${title}: 12, 12px or 30%`, (text) => this.#setSide(name, text));
-    this.inspector = element(
-      "div",
-      { class: "ttom-inspector" },
-      element("div", { class: "ttom-line" },
-        f.colour,
-        field("name", "Name", "The object's name", (text) => this.#rename(text)),
-        field("phrase", "In prompt", "The words of the prompt that name it", (text) => this.#setPhrase(text))),
-      element("div", { class: "ttom-line" },
-        side("x", "Left edge"), side("y", "Top edge"), side("w", "Width"), side("h", "Height"), f.unit),
-      element("div", { class: "ttom-line" },
-        field("enter", "Enters", "The frame it enters at: 12, or 30%", (text) => this.#setMoment("enter", text)),
-        field("leave", "Leaves", "The frame it leaves at: 20, or 80%", (text) => this.#setMoment("leave", text)),
-        element("label", { class: "ttom-labelled ttom-of-ease" }, element("span", { textContent: "Moves on" }), f.ease)),
-    );
-    return this.inspector;
-  }
-
   // ---- showing -----------------------------------------------------------------------------------
 
-  // After any change: everything outside the canvases, then those.
-  #refresh() {
+  #showButtons() {
     const object = objectOf(this.drawing, this.selected);
     const b = this.#buttons;
     b.undo.disabled = !this.#history.past.length;
@@ -337,10 +269,6 @@ export class LayoutEditor {
     press(b.draw, this.tool === "draw");
     press(b.key, Boolean(object) && keyAt(object, this.time, this.size.frames) >= 0);
     b.play.replaceChildren(icon(this.#playing ? "pause" : "play"));
-    this.tracks.refresh();
-    this.#fill();
-    this.#showFault();
-    this.render();
   }
 
   #showFault() {
@@ -365,11 +293,12 @@ export class LayoutEditor {
     const object = objectOf(this.drawing, this.selected);
     const { prompt = "" } = this.#host.context();
     const lacks = object && prompt.trim() && !prompt.toLowerCase().includes(object.phrase.toLowerCase());
-    this.#fields.phrase.classList.toggle("ttom-wrong", Boolean(lacks));
+    this.inspector.mark("phrase", Boolean(lacks));
     return lacks ? `“${object.phrase}” is not in the prompt; write the words that name it there.` : "";
   }
 
-  #say(text) {
+  // Says something in the line below, for a while.
+  say(text) {
     this.notice.textContent = text;
     this.notice.dataset.lasting = "yes";
     clearTimeout(this.#saying);
@@ -377,41 +306,6 @@ export class LayoutEditor {
       delete this.notice.dataset.lasting;
       this.#showFault();
     }, 6000);
-  }
-
-  // The fields of the selected object at this moment.
-  #fill() {
-    const object = objectOf(this.drawing, this.selected);
-    const f = this.#fields;
-    this.inspector.classList.toggle("ttom-idle", !object);
-    for (const field of Object.values(f)) field.disabled = !object || (this.#isLocked() && field !== f.colour);
-    f.unit.disabled = false;
-    f.unit.textContent = this.options.unit;
-    const show = (name, text) => {
-      if (f[name] !== document.activeElement || f[name].value === "") f[name].value = text;
-    };
-    if (!object) {
-      for (const name of ["name", "phrase", "x", "y", "w", "h", "enter", "leave"]) f[name].value = "";
-      return;
-    }
-    const { width, height, frames } = this.size;
-    const box = boxAt(object, this.time);
-    show("name", object.name);
-    show("phrase", object.phrase);
-    for (const [name, pixels] of [["x", width], ["y", height], ["w", width], ["h", height]]) {
-      show(name, showLength(box[name], pixels, this.options.unit));
-    }
-    show("enter", showTime(object.enter, frames));
-    show("leave", showTime(object.leave, frames));
-    f.colour.value = colourOf(this.drawing, object.id);
-    f.ease.value = object.keyframes[this.#keyBefore(object)].ease ?? "linear";
-    f.ease.disabled ||= object.keyframes.length < 2;
-  }
-
-  // Which keyframe's easing is at work now: the selected one, or the last before this moment.
-  #keyBefore(object) {
-    if (this.selectedKey !== null && this.selectedKey < object.keyframes.length) return this.selectedKey;
-    return Math.max(object.keyframes.findLastIndex((key) => key.time <= this.time), 0);
   }
 
   #veil(...content) {
@@ -423,7 +317,7 @@ export class LayoutEditor {
   #showJson() {
     if (this.veil.dataset.kind === "json") {
       this.#veil();
-      this.#refresh();
+      this.refresh();
       return;
     }
     const text = element("textarea", {
@@ -448,13 +342,13 @@ export class LayoutEditor {
             this.fault = "";
             this.change(opened);
             this.#veil();
-            this.#refresh();
+            this.refresh();
           } catch (error) {
             if (!(error instanceof LayoutError)) throw error;
             said.textContent = error.message;
           }
         }),
-        textButton("Close", () => (this.#veil(), this.#refresh()))),
+        textButton("Close", () => (this.#veil(), this.refresh()))),
     );
     this.veil.dataset.kind = "json";
     text.focus({ preventScroll: true });
@@ -468,19 +362,18 @@ export class LayoutEditor {
       this.#host.onChange(this.#written, this.drawing.look);
     } catch (error) {
       if (!(error instanceof LayoutError)) throw error;
-      this.#say(error.message);
+      this.say(error.message);
     }
     if (!objectOf(this.drawing, this.selected)) [this.selected, this.selectedKey] = [null, null];
-    this.#refresh();
+    this.refresh();
   }
 
-  #isLocked() {
+  get isLocked() {
     return this.selected !== null && lookOf(this.drawing, this.selected).locked === true;
   }
 
-  #withObject(change, merge = null) {
-    if (!objectOf(this.drawing, this.selected)) return;
-    this.change(change(this.selected), merge && `${merge} ${this.selected}`);
+  #withObject(change) {
+    if (objectOf(this.drawing, this.selected)) this.change(change(this.selected));
   }
 
   #step(direction) {
@@ -490,12 +383,12 @@ export class LayoutEditor {
 
   #setTool(tool) {
     this.tool = tool;
-    this.#refresh();
+    this.refresh();
   }
 
   #toggle(option) {
     this.options[option] = !this.options[option];
-    this.#refresh();
+    this.refresh();
   }
 
   #duplicate() {
@@ -506,52 +399,8 @@ export class LayoutEditor {
   }
 
   #remove() {
-    if (!this.selected || this.#isLocked()) return;
+    if (!this.selected || this.isLocked) return;
     this.change(removeObject(this.drawing, this.selected));
-  }
-
-  #rename(text) {
-    if (!this.selected) return;
-    const { drawing, id } = renameObject(this.drawing, this.selected, text);
-    this.selected = id;
-    this.change(drawing);
-  }
-
-  #setPhrase(text) {
-    this.#withObject((id) => setPhrase(this.drawing, id, text));
-  }
-
-  #setSide(name, text) {
-    const object = objectOf(this.drawing, this.selected);
-    const { width, height, frames } = this.size;
-    const share = parseLength(text, name === "x" || name === "w" ? width : height, this.options.unit);
-    if (!object || share === null || ((name === "w" || name === "h") && share <= 0)) {
-      this.#say(`“${text}” is no length; write 12, 12px or 30%.`);
-      this.#fields[name].value = "";
-      this.#fill();
-      return;
-    }
-    this.change(setBox(this.drawing, object.id, this.time, { ...boxAt(object, this.time), [name]: share }, frames));
-    this.goTo(this.time);
-    this.#refill(name);
-  }
-
-  #setMoment(edge, text) {
-    const time = parseTime(text, this.size.frames);
-    if (time === null) this.#say(`“${text}” is no frame of this clip; write 12, or 30%.`);
-    else this.#withObject((id) => setStage(this.drawing, id, { [edge]: time }));
-    this.#refill(edge);
-  }
-
-  // What was typed gives way to what came of it, though the field may still have the focus.
-  #refill(name) {
-    this.#fields[name].value = "";
-    this.#fill();
-  }
-
-  #setEase(ease) {
-    const object = objectOf(this.drawing, this.selected);
-    if (object) this.change(setEase(this.drawing, object.id, this.#keyBefore(object), ease));
   }
 
   #toKey(direction) {
@@ -565,7 +414,7 @@ export class LayoutEditor {
   #play() {
     if (this.#playing) {
       this.pause();
-      this.#refresh();
+      this.refresh();
       return;
     }
     const { frames } = this.size;
@@ -574,11 +423,11 @@ export class LayoutEditor {
     const advance = (now) => {
       this.time = timeOf(frameOf((((now - start) % length) + length) % length / length, frames), frames);
       this.render();
-      this.#fill();
+      this.inspector.refresh();
       this.#playing = requestAnimationFrame(advance);
     };
     this.#playing = requestAnimationFrame(advance);
-    this.#refresh();
+    this.refresh();
   }
 
   #takeUpstream() {
@@ -588,13 +437,13 @@ export class LayoutEditor {
       this.select(layout.objects[0]?.id ?? null);
     } catch (error) {
       if (!(error instanceof LayoutError)) throw error;
-      this.#say(error.message);
+      this.say(error.message);
     }
   }
 
   #enlarge() {
     if (document.fullscreenElement === this.element) document.exitFullscreen();
-    else this.element.requestFullscreen?.().catch(() => this.#say("The browser does not let this fill the screen."));
+    else this.element.requestFullscreen?.().catch(() => this.say("The browser does not let this fill the screen."));
   }
 
   #copy(event) {
@@ -602,7 +451,7 @@ export class LayoutEditor {
     event.clipboardData.setData("text/plain", copyJson(this.drawing, this.selected ? [this.selected] : null));
     event.preventDefault();
     event.stopPropagation();
-    this.#say(this.selected ? "Copied the object, as JSON." : "Copied the layout, as JSON.");
+    this.say(this.selected ? "Copied the object, as JSON." : "Copied the layout, as JSON.");
     return true;
   }
 
@@ -615,7 +464,7 @@ export class LayoutEditor {
       this.select(id);
     } catch (error) {
       if (!(error instanceof LayoutError)) throw error;
-      this.#say(error.message);
+      this.say(error.message);
     }
   }
 
@@ -672,8 +521,8 @@ export class LayoutEditor {
       ">": () => this.#toKey(1),
       home: move(0),
       end: move(frames - 1),
-      "[": () => this.#isLocked() || this.#withObject((id) => setStage(this.drawing, id, { enter: this.time })),
-      "]": () => this.#isLocked() || this.#withObject((id) => setStage(this.drawing, id, { leave: this.time })),
+      "[": () => this.isLocked || this.#withObject((id) => setStage(this.drawing, id, { enter: this.time })),
+      "]": () => this.isLocked || this.#withObject((id) => setStage(this.drawing, id, { leave: this.time })),
       f2: () => this.selected && this.editName(),
       enter: () => this.selected && this.editName(),
     };
@@ -688,7 +537,7 @@ export class LayoutEditor {
   // Arrow keys move the box by pixels; with Alt they move its right and lower edge.
   #nudge(across, down, pixels, edge) {
     const object = objectOf(this.drawing, this.selected);
-    if (!object || this.#isLocked()) return;
+    if (!object || this.isLocked) return;
     const { width, height, frames } = this.size;
     const [dx, dy] = [(across * pixels) / width, (down * pixels) / height];
     const box = boxAt(object, this.time);

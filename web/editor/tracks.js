@@ -65,13 +65,13 @@ export class Tracks {
   #press(event) {
     const { object, mark, place } = this.#at(event);
     if (event.button !== 0 || !object) return;
+    this.#editor.takeKeys(); // what is being typed belongs to the object that was selected
     this.#editor.select(object.id, mark.kind === "key" ? mark.index : null);
     const locked = lookOf(this.#editor.drawing, object.id).locked;
     if (locked || mark.kind === "bar" || mark.kind === "none") {
       this.#scrub(event);
       return;
     }
-    this.#editor.takeKeys();
     this.#editor.pause();
     const { drawing } = this.#editor;
     if (mark.kind === "key") this.#editor.goTo(object.keyframes[mark.index].time, mark.index);

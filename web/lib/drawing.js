@@ -162,9 +162,8 @@ export function addKey(drawing, id, time, frames) {
 
 // The last keyframe stays: an object is somewhere.
 export function removeKey(drawing, id, index) {
-  return changed(drawing, id, ({ keyframes }) => ({
-    keyframes: keyframes.length > 1 ? keyframes.filter((_, other) => other !== index) : keyframes,
-  }));
+  if (objectOf(drawing, id).keyframes.length === 1) return drawing;
+  return changed(drawing, id, ({ keyframes }) => ({ keyframes: keyframes.filter((_, other) => other !== index) }));
 }
 
 // A keyframe at another time, kept between its neighbours.
