@@ -44,14 +44,14 @@ def folder(published, tmp_path):
     return shutil.copytree(published, tmp_path / "model")
 
 
-def refused(words, *arguments, monkeypatch=None, **options):
+def refused(words, *arguments, monkeypatch=None, error=ModelError, **options):
     """Refused in one sentence and, with `monkeypatch`, before any weights are read."""
     if monkeypatch is not None:
         for cls in (CogVideoXPipeline, WanPipeline):
             monkeypatch.setattr(cls, "from_pretrained", lambda *_, **__: pytest.fail("loading has begun"))
-    with pytest.raises(ModelError, match=words) as error:
+    with pytest.raises(error, match=words) as told:
         load(*arguments, **options)
-    text = str(error.value)
+    text = str(told.value)
     assert "\n" not in text and text.endswith(".")
     return text
 
@@ -73,6 +73,43 @@ def test_the_family_is_read_from_the_folder(published, published_wan):
 def test_a_folder_can_say_its_frame_rate(folder):
     (folder / "clip.json").write_text('{"fps": 12}')
     assert load(folder).fps == 12
+
+
+def sentencepiece_tokenizer(folder):
+    """Put a real SentencePiece model in place of the tokenizer's, as the published CogVideoX has it."""
+    spm = pytest.importorskip("sentencepiece")
+    pytest.importorskip("google.protobuf")
+    text = folder / "text.txt"
+    text.write_text("\n".join([PROMPT, "two green triangles move up", "a yellow disc spins slowly"] * 50))
+    prefix = folder / "tokenizer" / "spiece"
+    spm.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(prefix), vocab_size=35, model_type="unigram",
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    for name in ("tokenizer.json", "spiece.vocab"):
+        (folder / "tokenizer" / name).unlink()
+    settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": 226}
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(settings))
+    index = json.loads((folder / "model_index.json").read_text())
+    index["tokenizer"] = ["transformers", "T5Tokenizer"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def test_a_published_tokenizer_is_loaded_as_one_that_knows_its_places(folder):
+    sentencepiece_tokenizer(folder)
+    backbone = load(folder)
+    tokenizer, prompt = backbone.pipeline.tokenizer, "  a red  disc, a red circle moves"
+    places = backbone.phrase_tokens(prompt, ["red circle"])["red circle"]
+    ids = tokenizer(prompt).input_ids
+    pieces = tokenizer.convert_ids_to_tokens([ids[i] for i in places])
+    assert "".join(pieces) == "▁red▁circle" and len(pieces) > 2
+
+
+def test_a_tokenizer_that_needs_another_package_says_so(folder, monkeypatch):
+    (folder / "tokenizer" / "tokenizer.json").rename(folder / "tokenizer" / "spiece.model")
+    monkeypatch.setattr("ttom_core.backbones.cogvideox.is_sentencepiece_available", lambda: False)
+    words = "packages sentencepiece and protobuf; install them"
+    refused(words, folder, monkeypatch=monkeypatch, error=TTOMError)
 
 
 def needed_of(folder):

@@ -21,6 +21,7 @@ from diffusers import CogVideoXPipeline
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 from transformers import AutoTokenizer
+from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
 from ..attention import JointMap, PhraseTokens, joint_phrase_maps
 from ..errors import TTOMError
@@ -52,6 +53,12 @@ class CogVideoXBackbone(PipelineBackbone):
     @classmethod
     def _own_parts(cls, folder: Path, dtype: torch.dtype, transformer: Path | None) -> dict[str, Any]:
         parts = super()._own_parts(folder, dtype, transformer)
+        can_read_pieces = is_sentencepiece_available() and is_protobuf_available()
+        if not (can_read_pieces or (folder / "tokenizer" / "tokenizer.json").exists()):
+            raise TTOMError(
+                f"The tokenizer of {folder} needs the packages sentencepiece and protobuf; install them with "
+                "pip."
+            )
         # The listing names a tokenizer that, in older releases, does not say where its tokens lie.
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         return parts | {"tokenizer": tokenizer}
