@@ -57,6 +57,7 @@ evaluate: $(VENV)/core.stamp
 evidence: $(VENV)/core.stamp
 	$(BIN)/python benchmarks/evidence.py $(if $(WORKERS),--workers $(WORKERS))
 	$(BIN)/python benchmarks/ablations.py all $(if $(WORKERS),--workers $(WORKERS))
+	$(BIN)/python benchmarks/probe.py $(if $(WORKERS),--workers $(WORKERS))
 	$(BIN)/python benchmarks/memory_quality.py $(if $(WORKERS),--workers $(WORKERS))
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/readme.py
@@ -66,6 +67,7 @@ evidence-quick: QUICK := --results outputs/evidence/quick $(if $(WORKERS),--work
 evidence-quick: $(VENV)/core.stamp
 	$(BIN)/python benchmarks/evidence.py --limit 7 $(QUICK)
 	$(BIN)/python benchmarks/ablations.py all --limit 2 $(QUICK)
+	$(BIN)/python benchmarks/probe.py --limit 1 $(QUICK)
 	$(BIN)/python benchmarks/report.py --results outputs/evidence/quick --out outputs/evidence/quick/index.html
 
 bench: $(VENV)/core.stamp

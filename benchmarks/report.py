@@ -276,6 +276,7 @@ def page(results: Mapping[str, Result], folder: Path) -> str:
                 f"<h2>{title}</h2>",
                 plain(found),
                 picture(folder / f"{name}.png", title),
+                picture(folder / f"{name}_relevance.png", "soft IoU of layers and heads"),
                 source(found),
             ]
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
