@@ -123,8 +123,10 @@ export class Tracks {
           class: `ttom-name${id === selected ? " ttom-selected" : ""}${hidden ? " ttom-gone" : ""}`,
           title: name,
           on: {
-            click: () => this.#editor.select(id),
-            dblclick: () => (this.#editor.select(id), this.#editor.editName()),
+            click: ({ detail: clicks }) => {
+              this.#editor.select(id);
+              if (clicks === 2) this.#editor.editName(); // no dblclick: this row is made anew in between
+            },
           },
         },
         swatch,
