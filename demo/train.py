@@ -14,9 +14,11 @@ import argparse
 import json
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch.multiprocessing import get_context
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
@@ -34,15 +37,16 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from .card import write_card
 from .muon import Muon
 from .scenes import FPS, FRAMES, SIZE, Scene, SceneSampler
+from .widen import look_around, match_rotary, widen_text, widen_transformer
 
-TEXT_LENGTH = 64
+TEXT_LENGTH, TEXT_WIDTH = 64, 128
 SHIFT = 3.0
 # Where the layout is decided is trained on most: latents of flat shapes are strong enough a signal that
 # everything below σ = 0.8 is a local matter, learnt early.
 TRAINING_SHIFT = 6.0
 LEARNING_RATE = 6e-3
 LATENT_NOISE = 0.2
-IMAGE_BATCH, CLIP_BATCH = 96, 24
+IMAGE_BATCH, CLIP_BATCH = 16, 4
 WORDS = """a an the and , . of on in to while beside each other stays still moves move right left up
 down from above below two three four circle circles square squares triangle triangles red green blue
 yellow purple cyan turns grows shrinks bounces around zigzags towards away follows dark light
@@ -96,7 +100,7 @@ def build_pipeline(seed: int = 0) -> WanPipeline:
     )
     transformer = WanTransformer3DModel(
         patch_size=(1, 2, 2),
-        num_attention_heads=1,
+        num_attention_heads=2,
         attention_head_dim=128,
         in_channels=16,
         out_channels=16,
@@ -109,6 +113,19 @@ def build_pipeline(seed: int = 0) -> WanPipeline:
     )
     scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
     return WanPipeline(tokenizer, text_encoder, vae, scheduler, transformer)
+
+
+def narrow_twin(wide: WanPipeline) -> WanPipeline:
+    """The pipeline that is trained in its stead: heads of 64, text width 128, untrained weights."""
+    config = wide.text_encoder.config.to_diff_dict()
+    epsilon = wide.text_encoder.config.layer_norm_epsilon * config["d_model"] / TEXT_WIDTH
+    config |= {"d_model": TEXT_WIDTH, "layer_norm_epsilon": epsilon}
+    text_encoder = UMT5EncoderModel(UMT5Config(**config))
+    sizes = {"attention_head_dim": 64, "text_dim": TEXT_WIDTH}
+    transformer = WanTransformer3DModel.from_config(dict(wide.transformer.config) | sizes)
+    match_rotary(transformer, wide.transformer)
+    look_around(transformer)
+    return WanPipeline(wide.tokenizer, text_encoder, wide.vae, wide.scheduler, transformer)
 
 
 def clips(scenes: list[Scene], start: int = 0, frames: int = FRAMES) -> torch.Tensor:
@@ -247,9 +264,9 @@ def encode(vae: AutoencoderKLWan, work: Path, name: str, count: int, frames: int
     return torch.load(path, weights_only=True)
 
 
-def embed(pipe: WanPipeline, captions: list[str], device: str) -> torch.Tensor:
+def embed(pipe: WanPipeline, captions: list[str]) -> torch.Tensor:
     """What WanPipeline's encode_prompt gives, up to the first row that is padding for every caption."""
-    tokens = pipe.tokenizer(captions, padding=True, return_tensors="pt").to(device)
+    tokens = pipe.tokenizer(captions, padding=True, return_tensors="pt").to(pipe.text_encoder.device)
     states = pipe.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
     return F.pad(states * tokens.attention_mask[..., None], (0, 0, 0, 1))
 
@@ -260,89 +277,129 @@ def pad_text(module: torch.nn.Module, inputs: tuple, projected: torch.Tensor) ->
     return torch.cat([projected, padding], 1)
 
 
-def train_denoiser(
-    pipe: WanPipeline, work: Path, stages: list[tuple[dict, int, int]], device: str, seed: int
-) -> None:
-    """Flow matching (v = noise − x₀) over (encoded scenes, batch, iterations) stages, with EMA weights.
+class Batch(NamedTuple):
+    """Latents and noise [B, 16, T, 16, 16], noise levels [B], captions."""
 
-    Hidden matrices are trained with Muon, the rest with AdamW; resumes from work/denoiser.pt. On a CPU
-    every core takes its own slice of the batch: the operations are too small to be shared by cores
-    (1.3 times faster than threads inside each operation, and than torch.compile).
+    latents: torch.Tensor
+    noise: torch.Tensor
+    sigma: torch.Tensor
+    captions: list[str]
+
+    def split(self, parts: int) -> list[Batch]:
+        cuts = [i * len(self.captions) // parts for i in range(parts + 1)]
+        return [Batch(*(field[a:b] for field in self)) for a, b in pairwise(cuts)]
+
+
+def gradient(pipe: WanPipeline, batch: Batch) -> tuple[float, torch.Tensor]:
+    """The batch's summed squared error of v = noise − x₀, and its gradient for all weights, as one vector."""
+    device = pipe.transformer.device
+    latents, noise, sigma = (field.to(device) for field in batch[:3])
+    s = sigma.view(-1, 1, 1, 1, 1)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        embeds = embed(pipe, batch.captions)
+        velocity = pipe.transformer((1 - s) * latents + s * noise, sigma * 1000, embeds).sample
+    loss = F.mse_loss(velocity.float(), noise - latents, reduction="sum")
+    weights = [*pipe.transformer.parameters(), *pipe.text_encoder.parameters()]
+    return loss.item(), torch.cat([slope.flatten() for slope in torch.autograd.grad(loss, weights)])
+
+
+def serve(pipe: WanPipeline, slopes: torch.Tensor, compiled: bool, connection: Connection) -> None:
+    """A worker process: take slices of batches, write their gradient into `slopes`, send their loss."""
+    torch.set_num_threads(1)
+    pipe.transformer.condition_embedder.text_embedder.register_forward_hook(pad_text)
+    for block in pipe.transformer.blocks if compiled else ():
+        block.compile()
+    while (arrays := connection.recv()) is not None:
+        latents, noise, sigma, captions = arrays
+        loss, slopes[:] = gradient(pipe, Batch(*map(torch.from_numpy, (latents, noise, sigma)), captions))
+        connection.send(loss)
+
+
+class Workers:
+    """One process per core, each with its slice of the batch and all of them on the same shared weights.
+
+    The operations are too small to be shared by cores, and threads wait for the interpreter's lock:
+    twice as fast as either.
+    """
+
+    def __init__(self, pipe: WanPipeline, count: int, compiled: bool) -> None:
+        weights = [
+            *pipe.transformer.share_memory().parameters(),
+            *pipe.text_encoder.share_memory().parameters(),
+        ]
+        self.slopes = torch.zeros(count, sum(w.numel() for w in weights)).share_memory_()
+        context = get_context("spawn")
+        self.ends = []
+        bare = WanPipeline(pipe.tokenizer, pipe.text_encoder, None, None, pipe.transformer)
+        for slopes in self.slopes:
+            end, other = context.Pipe()
+            context.Process(target=serve, args=(bare, slopes, compiled, other), daemon=True).start()
+            self.ends.append(end)
+
+    def gradient(self, batch: Batch) -> tuple[float, torch.Tensor]:
+        """As the function of this name."""
+        for end, part in zip(self.ends, batch.split(len(self.ends)), strict=True):
+            end.send((*(field.numpy() for field in part[:3]), part.captions))
+        return sum(end.recv() for end in self.ends), self.slopes.sum(0)
+
+
+def train_denoiser(
+    pipe: WanPipeline, work: Path, stages: list[tuple[dict, int, int]], seed: int, compiled: bool
+) -> None:
+    """Flow matching over (encoded scenes, batch, iterations) stages, with EMA weights.
+
+    Hidden matrices are trained with Muon, the rest with AdamW; resumes from work/denoiser.pt.
     """
     modules = torch.nn.ModuleDict({"transformer": pipe.transformer, "text_encoder": pipe.text_encoder})
-    modules.train().to(device)
-    hidden: list[torch.Tensor] = []
-    wide: list[torch.Tensor] = []
-    rest: list[torch.Tensor] = []
-    for name, parameter in modules.named_parameters():
-        if name.startswith("text_encoder") or "text_embedder.linear_1" in name:
-            wide.append(parameter)
-        else:
-            (hidden if "blocks" in name and parameter.ndim == 2 else rest).append(parameter)
-    # A step moves an output by lr × inputs: with 4096 of them at the rate of the others' 128, all words
-    # look the same within a few hundred iterations.
-    groups: list[dict[str, Any]] = [{"params": rest}, {"params": wide, "lr": LEARNING_RATE * 128 / 4096}]
+    weights = dict(modules.named_parameters())
+    hidden = [w for name, w in weights.items() if "blocks" in name and w.ndim == 2]
+    rest = [w for name, w in weights.items() if not ("blocks" in name and w.ndim == 2)]
     optimisers = [
         Muon(hidden, lr=LEARNING_RATE),
-        torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW(rest, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    base = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
-    average = {k: v.detach().clone() for k, v in modules.state_dict().items()}
+    average = {name: w.detach().clone() for name, w in weights.items()}
     checkpoint, done = work / "denoiser.pt", 0
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        state = torch.load(checkpoint, map_location=pipe.transformer.device, weights_only=True)
         modules.load_state_dict(state["modules"])
         average = state["average"]
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         done = state["iteration"]
-    mean = torch.tensor(pipe.vae.config.latents_mean).view(1, 16, 1, 1, 1).to(device)
-    std = torch.tensor(pipe.vae.config.latents_std).view(1, 16, 1, 1, 1).to(device)
-    parameters = list(modules.parameters())
-    cores = torch.get_num_threads() if device == "cpu" else 1
-    pool = ThreadPoolExecutor(cores, initializer=(lambda: torch.set_num_threads(1)) if cores > 1 else None)
-
-    def gradients(latents, noise, sigma, captions):
-        """The slice's summed squared error, and its gradient for every parameter."""
-        s = sigma.view(-1, 1, 1, 1, 1)
-        embeds = embed(pipe, captions, device)
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            velocity = pipe.transformer((1 - s) * latents + s * noise, sigma * 1000, embeds).sample
-        loss = F.mse_loss(velocity.float(), noise - latents, reduction="sum")
-        return loss.detach(), torch.autograd.grad(loss, parameters)
-
-    padded = pipe.transformer.condition_embedder.text_embedder.register_forward_hook(pad_text)
+    mean = torch.tensor(pipe.vae.config.latents_mean).view(1, 16, 1, 1, 1)
+    std = torch.tensor(pipe.vae.config.latents_std).view(1, 16, 1, 1, 1)
+    if pipe.transformer.device.type == "cpu":
+        slope = Workers(pipe, torch.get_num_threads(), compiled).gradient
+    else:
+        pipe.transformer.condition_embedder.text_embedder.register_forward_hook(pad_text)
+        slope = partial(gradient, pipe)
     total = sum(iterations for _, _, iterations in stages)
     curve = Curve(work / "denoiser.jsonl")
     bar = tqdm(total=total, initial=done, desc="denoiser")
     for iteration in range(done, total):
-        scenes, batch, _ = stage_at(stages, iteration)
-        factor = cosine(iteration / total)
-        groups = [group for optimiser in optimisers for group in optimiser.param_groups]
-        for group, lr in zip(groups, base, strict=True):
-            group["lr"] = lr * factor
+        scenes, size, _ = stage_at(stages, iteration)
+        for optimiser in optimisers:
+            optimiser.param_groups[0]["lr"] = LEARNING_RATE * cosine(iteration / total)
         rng = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
-        picks = torch.randint(len(scenes["captions"]), (batch,), generator=rng).tolist()
-        latents = (scenes["latents"][picks].float().to(device) - mean) / std
-        kept = torch.rand(batch, generator=rng) > 0.1  # one in ten learns the unconditional branch
+        picks = torch.randint(len(scenes["captions"]), (size,), generator=rng).tolist()
+        latents = (scenes["latents"][picks].float() - mean) / std
+        kept = torch.rand(size, generator=rng) > 0.1  # one in ten learns the unconditional branch
         captions = [scenes["captions"][p] if k else "" for p, k in zip(picks, kept, strict=True)]
         # Stratified noise levels: lower variance of the loss than independent draws.
-        u = (torch.randperm(batch, generator=rng) + torch.rand(batch, generator=rng)) / batch
-        sigma = (TRAINING_SHIFT * u / (1 + (TRAINING_SHIFT - 1) * u)).to(device)
-        noise = torch.randn(latents.shape, generator=rng).to(device)
-        slices = [captions[i * batch // cores : (i + 1) * batch // cores] for i in range(cores)]
-        sizes = [len(part) for part in slices]
-        parts = (latents.split(sizes), noise.split(sizes), sigma.split(sizes), slices)
-        losses, grads = zip(*pool.map(gradients, *parts), strict=True)
-        for parameter, *slope in zip(parameters, *grads, strict=True):
-            parameter.grad = sum(slope) / latents.numel()
-        torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        u = (torch.randperm(size, generator=rng) + torch.rand(size, generator=rng)) / size
+        sigma = TRAINING_SHIFT * u / (1 + (TRAINING_SHIFT - 1) * u)
+        noise = torch.randn(latents.shape, generator=rng)
+        loss, vector = slope(Batch(latents, noise, sigma, captions))
+        parts = (vector / latents.numel()).split([w.numel() for w in weights.values()])
+        for weight, part in zip(weights.values(), parts, strict=True):
+            weight.grad = part.view_as(weight)
+        torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
         for optimiser in optimisers:
             optimiser.step()
-        decay = min(0.998, (iteration + 1) / (iteration + 20))
-        for key, value in modules.state_dict().items():
-            average[key].lerp_(value, 1 - decay)
-        curve.add(iteration, sum(losses).item() / latents.numel())
+        decay = min(0.999, (iteration + 1) / (iteration + 20))
+        torch._foreach_lerp_(list(average.values()), [w.detach() for w in weights.values()], 1 - decay)
+        curve.add(iteration, loss / latents.numel())
         bar.update()
         if (iteration + 1) % 100 == 0 or iteration + 1 == total:
             save(
@@ -352,7 +409,6 @@ def train_denoiser(
                 optimisers=[optimiser.state_dict() for optimiser in optimisers],
                 iteration=iteration + 1,
             )
-    padded.remove()
     modules.load_state_dict(average)
     modules.eval()
 
@@ -372,10 +428,14 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=4096)
     parser.add_argument("--image-iterations", type=int, default=1500)
     parser.add_argument("--clip-iterations", type=int, default=2500)
+    parser.add_argument(
+        "--compile", action="store_true", help="on a CPU: a third faster, with a C++ compiler"
+    )
     parser.add_argument("--note", default="", help="a remark for the model card")
     options = parser.parse_args()
     pipe = build_pipeline(options.seed)
     if not options.untrained:
+        narrow = narrow_twin(pipe)
         work, device = options.work, options.device
         work.mkdir(parents=True, exist_ok=True)
         pipe.vae.to(device)
@@ -398,13 +458,15 @@ def main() -> None:
             for part in ("transformer", "text_encoder"):
                 start = len(part) + 1
                 own = {k[start:]: v for k, v in state.items() if k.startswith(part + ".")}
-                getattr(pipe, part).load_state_dict(own)
+                getattr(narrow, part).load_state_dict(own)
         else:
             lessons = [
                 (images, IMAGE_BATCH, options.image_iterations),
                 (videos, CLIP_BATCH, options.clip_iterations),
             ]
-            train_denoiser(pipe, work, lessons, device, options.seed)
+            train_denoiser(narrow.to(device), work, lessons, options.seed, options.compile)
+        widen_transformer(narrow.to("cpu").transformer, pipe.transformer)
+        widen_text(narrow.text_encoder, pipe.text_encoder)
     assert pipe.vae.config.z_dim == 16 and SIZE % 8 == 0
     pipe.to("cpu", torch.bfloat16).save_pretrained(options.out)
     clip = {
