@@ -19,11 +19,12 @@ CORE = ROOT / "ttom_core"
 # The story of CONTRIBUTING.md: a room of ttom_core, and the rooms of ttom_core it may import.
 # A room may always import itself and errors. A new room is given a row here.
 FOUNDATIONS = {"layout", "masks", "objectives", "adapter", "fusion"}
-SCENE = {"layout", "pictures", "planner"}
+SCENE = {"layout", "conversion", "pictures", "planner"}
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
     "layout": set(),
+    "conversion": {"layout"},
     "pictures": {"layout"},
     "planner": {"layout"},
     "masks": {"layout"},
@@ -46,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "memory_cli", "probe_cli",
     },
 }  # fmt: skip
-WITHOUT_TORCH = ("layout", "planner", "pictures")
+WITHOUT_TORCH = ("layout", "conversion", "planner", "pictures")
 HOST_MODULES = {"comfy", "comfy_extras", "comfy_execution", "folder_paths", "nodes", "server"}
 
 

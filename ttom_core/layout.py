@@ -127,6 +127,13 @@ class TrackedObject(_Value):
             )
         return self
 
+    def boxes(self, times: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Boxes [T, 4] as x, y, w, h at these times, on stage or not."""
+        keys = [k.time for k in self.keyframes]
+        sides = np.array([[k.box.x, k.box.y, k.box.w, k.box.h] for k in self.keyframes])
+        moments = _eased(np.asarray(times, float), self.keyframes)
+        return np.stack([np.interp(moments, keys, side) for side in sides.T], axis=-1)
+
 
 class Layout(_Value):
     """All tracked objects of one prompt, which planner made them, and what it did not understand."""
@@ -157,12 +164,8 @@ class Layout(_Value):
         at = np.asarray(times, float)
         result = np.full((len(self.objects), len(at), 4), np.nan)
         for row, item in zip(result, self.objects, strict=True):
-            keys = [k.time for k in item.keyframes]
-            sides = np.array([[k.box.x, k.box.y, k.box.w, k.box.h] for k in item.keyframes])
             on = (at >= item.enter - 1e-9) & (at <= item.leave + 1e-9)
-            moments = _eased(at[on], item.keyframes)
-            for side in range(4):
-                row[on, side] = np.interp(moments, keys, sides[:, side])
+            row[on] = item.boxes(at[on])
         return result
 
     def to_json(self) -> str:
