@@ -101,6 +101,11 @@ def _parser() -> argparse.ArgumentParser:
     probe.set_defaults(run=_probe)
 
     add_memory(commands)
+
+    convert = commands.add_parser("convert", help="rename a Wan transformer for ComfyUI's loader, or back")
+    convert.add_argument("source", type=Path, help="a diffusers folder, or a file of models/diffusion_models")
+    convert.add_argument("target", type=Path, help="a new safetensors file")
+    convert.set_defaults(run=_convert)
     return parser
 
 
@@ -482,6 +487,13 @@ def _evaluate(options: argparse.Namespace) -> None:
         from .evaluation.results import write_result
 
         write_result(options.result, f"ttom evaluate --seed {options.seed}", options.seed, table)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from .backbones.names import convert
+
+    count = convert(options.source, options.target)
+    print(f"wrote {options.target} with {count} tensors")
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -1,0 +1,77 @@
+"""The two sets of names of one Wan transformer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ttom_core.backbones.names import convert, diffusers_name, native_name
+from ttom_core.cli import main
+from ttom_core.errors import TTOMError
+
+
+@pytest.fixture(scope="module")
+def names() -> list[str]:
+    """Of the real class, for text and for images."""
+    from diffusers import WanTransformer3DModel
+
+    sizes = {"num_attention_heads": 1, "attention_head_dim": 24, "ffn_dim": 8, "num_layers": 12}
+    with torch.device("meta"):
+        plain = WanTransformer3DModel(**sizes)
+        image = WanTransformer3DModel(**sizes, image_dim=8, added_kv_proj_dim=24, pos_embed_seq_len=4)
+    return sorted({*plain.state_dict(), *image.state_dict()})
+
+
+def test_the_names_are_one_to_one(names: list[str]) -> None:
+    native = [native_name(name) for name in names]
+    assert len(set(native)) == len(names)
+    assert [diffusers_name(name) for name in native] == names
+
+
+def test_they_are_the_names_that_diffusers_itself_reads(names: list[str]) -> None:
+    """Its own converter of the makers' files agrees, name by name."""
+    from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+
+    theirs = [name for name in names if "pos_embed" not in name]  # which it does not know
+    for name in theirs:
+        (read,) = convert_wan_transformer_to_diffusers({native_name(name): torch.zeros(1)})
+        assert read == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", "blocks.0.", "blocks.0.attn3.to_q", "attn2.to_q", "transformer_blocks.0.x"]
+)
+def test_what_wan_does_not_have_is_refused(name: str) -> None:
+    for rename in (native_name, diffusers_name):
+        with pytest.raises(TTOMError, match="no part of a Wan transformer"):
+            rename(name)
+
+
+def test_a_model_goes_there_and_back(backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    backbone.transformer.save_pretrained(tmp_path / "pipeline" / "transformer", max_shard_size="40KB")
+    native, back = tmp_path / "models" / "native.safetensors", tmp_path / "back.safetensors"
+    assert main(["convert", str(tmp_path / "pipeline"), str(native)]) == 0
+    assert convert(native, back) == len(load_file(back))
+    assert "head.modulation" in load_file(native)
+    ours = backbone.transformer.state_dict()
+    restored = load_file(back)
+    assert restored.keys() == ours.keys()
+    assert all(torch.equal(restored[name], ours[name]) for name in ours)
+
+
+def test_mistakes_are_told_and_leave_no_file(tmp_path: Path) -> None:
+    save_file({"conv.weight": torch.zeros(1)}, tmp_path / "image.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    for source, target, words in [
+        ("image.safetensors", "new.safetensors", "no part of a Wan"),
+        ("cut.safetensors", "new.safetensors", "damaged"),
+        ("nowhere", "new.safetensors", "holds no transformer"),
+        ("image.safetensors", "cut.safetensors", "exists already"),
+        ("image.safetensors", "new.bin", "does not end in"),
+    ]:
+        with pytest.raises(TTOMError, match=words):
+            convert(tmp_path / source, tmp_path / target)
+    assert {path.name for path in tmp_path.iterdir()} == {"image.safetensors", "cut.safetensors"}
