@@ -9,6 +9,13 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .attention import AttentionProbe
+from .conversion import (
+    LayoutFromBoxes,
+    LayoutFromMask,
+    LayoutFromTracks,
+    LayoutToBoxes,
+    LayoutToTracks,
+)
 from .editing import LayoutEditor
 from .masks import SoftMask
 from .memory import (
@@ -34,4 +41,5 @@ class TTOMExtension(ComfyExtension):
             *[MemoryBrowse, MemoryExport, MemoryImport],
         ]
         planning = [LanguageModel, LayoutPlanner, LayoutEditor, LayoutPreview]
-        return [LoadModel, *planning, SoftMask, TTOSampler, AttentionProbe, *memory]
+        conversion = [LayoutFromBoxes, LayoutFromMask, LayoutFromTracks, LayoutToBoxes, LayoutToTracks]
+        return [LoadModel, *planning, *conversion, SoftMask, TTOSampler, AttentionProbe, *memory]

@@ -41,6 +41,17 @@ SOCKETS = {
         ["layout", "num_frames", "width", "height", "fps", "images"],
         ["IMAGE"],
     ),
+    "TTOM_LayoutFromBoxes": (
+        ["phrases", "width", "height", "tolerance", "boxes", "boxes_json", "layout"],
+        ["TTOM_LAYOUT", "STRING"],
+    ),
+    "TTOM_LayoutFromMask": (["mask", "phrase", "tolerance", "layout"], ["TTOM_LAYOUT", "STRING"]),
+    "TTOM_LayoutFromTracks": (
+        ["tracks", "phrases", "width", "height", "box_width", "box_height", "tolerance", "layout"],
+        ["TTOM_LAYOUT", "STRING"],
+    ),
+    "TTOM_LayoutToBoxes": (["layout", "num_frames", "width", "height"], ["BOUNDING_BOX", "STRING"]),
+    "TTOM_LayoutToTracks": (["layout", "num_frames", "width", "height"], ["STRING"]),
     "TTOM_SoftMask": (
         ["layout", "kind", "softness", "num_frames", "width", "height", "phrase"],
         ["TTOM_MASKS", "MASK"],
