@@ -7,10 +7,11 @@ never edited, a user's own LoRAs stay as they are, and detaching leaves nothing 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +90,18 @@ class Adapter:
         return cls(weights, rank, alpha, fingerprint)
 
 
+def adapter_places(layers: Sequence[int], scope: str) -> list[tuple[int, str]]:
+    """The (layer, linear) pairs that an adapter sits on when the loss is taken at these layers.
+
+    `reachable`: all that the loss depends on; `selected`: those of them in these layers alone.
+    """
+    last = max(layers)
+    chosen = range(last + 1) if scope == "reachable" else sorted(layers)
+    # The deepest map depends on its layer's q and k only: v and o would get no gradient.
+    shallow, deep = ("to_q", "to_k", "to_v", "to_out.0"), ("to_q", "to_k")
+    return [(layer, name) for layer in chosen for name in (deep if layer == last else shallow)]
+
+
 def init_adapter(
     modules: Mapping[str, nn.Linear], rank: int, alpha: float, seed: int, fingerprint: str
 ) -> Adapter:
@@ -104,6 +117,12 @@ def init_adapter(
         a = torch.empty(rank, module.in_features).uniform_(-bound, bound, generator=generator)
         weights[name] = (a, torch.zeros(module.out_features, rank))
     return Adapter(weights, rank, float(alpha), fingerprint)
+
+
+class NamesModules(Protocol):
+    """A transformer, or what stands for one: it has modules under the names that adapters use."""
+
+    def named_modules(self) -> Iterable[tuple[str, Any]]: ...
 
 
 class AttachedAdapter:
@@ -147,7 +166,7 @@ class AttachedAdapter:
 
 
 @contextmanager
-def attach(transformer: nn.Module, adapter: Adapter) -> Iterator[AttachedAdapter]:
+def attach(transformer: NamesModules, adapter: Adapter) -> Iterator[AttachedAdapter]:
     """Let an adapter act on a transformer for the length of a `with` block.
 
     AdapterError if a module is missing or of another size. The hooks are gone afterwards, come what may.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .adapter import Adapter, AttachedAdapter, attach, init_adapter
 from .attention import PrefixCache
-from .backbones.base import Backbone
+from .backbones.base import Denoiser, Optimisable
 from .errors import TTOMError
 from .masks import SoftMasks
 from .objectives import alignment_loss
@@ -195,7 +195,7 @@ class TTO:
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Optimisable,
         masks: SoftMasks,
         prompt: str,
         settings: TTOSettings,
@@ -402,7 +402,7 @@ def is_between(sigma: float, start: float, end: float) -> bool:
 
 
 @contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
+def frozen(module: Denoiser) -> Iterator[None]:
     """No parameter of a module asks for a gradient for the length of a `with` block."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     for parameter in parameters:
@@ -414,7 +414,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def insist_on_layers(layers: tuple[int, ...], backbone: Backbone) -> None:
+def insist_on_layers(layers: tuple[int, ...], backbone: Optimisable) -> None:
     """TTOMError for a loss layer that the model does not have."""
     for layer in layers:
         if not 0 <= layer < backbone.num_layers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -13,23 +13,30 @@ from torch import Tensor, nn
 from ..attention import PhraseTokens, PrefixCache
 
 
-class Backbone(Protocol):
-    """A text-to-video model behind its own host's sampling loop."""
+class Denoiser(Protocol):
+    """What the optimisation asks of a transformer: diffusers' own, or what stands for a host's.
 
-    transformer: nn.Module
+    A hook is called as `hook(transformer, args, call)` before the host's call of a denoising step, with its
+    keyword arguments: `hidden_states`, `timestep` and `encoder_hidden_states` are among them.
+    """
+
+    def parameters(self) -> Iterable[nn.Parameter]: ...
+
+    def named_modules(self) -> Iterable[tuple[str, nn.Module]]: ...
+
+    def register_forward_pre_hook(self, hook: Callable[..., None], *, with_kwargs: bool) -> Any: ...
+
+
+class Optimisable(Protocol):
+    """A text-to-video model in its host's sampling loop: all that the optimisation asks of it."""
+
+    transformer: Any  # a Denoiser
     fingerprint: str
     num_layers: int
-    fps: int
     max_text_tokens: int
 
     def check_trainable(self, sigmas: Sequence[float] = ()) -> None:
         """TTOMError when nothing could be optimised, at one of these noise levels, on the model as it is."""
-
-    def check_size(self, num_frames: int, height: int, width: int) -> None:
-        """TTOMError when a clip of this size does not fit the VAE and the patches."""
-
-    def token_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """The video tokens (τ, h, w) of a clip of pixel size (frames, height, width)."""
 
     def phrase_tokens(self, prompt: str, phrases: Sequence[str]) -> dict[str, tuple[int, ...]]:
         """Key positions of each phrase; TTOMError when absent or past the token limit."""
@@ -63,6 +70,18 @@ class Backbone(Protocol):
         Each is the mean over the heads or, with `keep_heads`, all of them: [heads, N, τ, h, w]. Without a
         prefix cache the gradients reach `hidden_states` too, if it asks for them.
         """
+
+
+class Backbone(Optimisable, Protocol):
+    """A text-to-video model that is asked for videos: it brings its host's sampling loop along."""
+
+    fps: int
+
+    def check_size(self, num_frames: int, height: int, width: int) -> None:
+        """TTOMError when a clip of this size does not fit the VAE and the patches."""
+
+    def token_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """The video tokens (τ, h, w) of a clip of pixel size (frames, height, width)."""
 
     def latents_moved(self, move: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
         """Let the sampling loop's steps start from `move(latents)` for the length of a `with` block.

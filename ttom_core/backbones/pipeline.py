@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from abc import ABC, abstractmethod
@@ -16,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..adapter import adapter_places
 from ..attention import EarlyExit, MapProbe, PhraseTokens, PrefixCache, captured, recalled, tapped
 from ..errors import TTOMError
+from .fingerprint import fingerprint
 from .phrases import phrase_positions
 from .scheduler import stepping_from
 from .traps import refuse_untrainable
@@ -45,7 +46,13 @@ class PipelineBackbone(ABC):
         self.num_layers = len(self.blocks)
         self.check_trainable()
         self.max_text_tokens = self._text_limit()
-        self.fingerprint = _fingerprint(self.family, self.transformer)
+        config = self.transformer.config
+        self.fingerprint = fingerprint(
+            self.family,
+            config.num_layers,
+            config.num_attention_heads * config.attention_head_dim,
+            self.transformer.named_parameters(),
+        )
         self._encoded: tuple[str, Tensor] | None = None
         pipeline.set_progress_bar_config(disable=True)
 
@@ -161,15 +168,10 @@ class PipelineBackbone(ABC):
     # Adapters and maps ----------------------------------------------------------------------------
 
     def adapter_modules(self, layers: Sequence[int], scope: str) -> dict[str, nn.Linear]:
-        last = max(layers)
-        blocks = range(last + 1) if scope == "reachable" else sorted(layers)
         modules = {}
-        for index in blocks:
-            # The deepest map depends on its layer's q and k only: v and o would get no gradient.
-            names = ("to_q", "to_k") if index == last else ("to_q", "to_k", "to_v", "to_out.0")
-            for name in names:
-                path = f"{self.blocks_name}.{index}.{self.attention_name}.{name}"
-                modules[path] = self.transformer.get_submodule(path)
+        for layer, name in adapter_places(layers, scope):
+            path = f"{self.blocks_name}.{layer}.{self.attention_name}.{name}"
+            modules[path] = self.transformer.get_submodule(path)
         return modules
 
     @abstractmethod
@@ -299,20 +301,3 @@ def _insist_on_one_video(latents: Tensor, rows: Sequence[int]) -> None:
             "TTOM optimises one video at a time; call the pipeline with a single prompt and "
             "num_videos_per_prompt=1."
         )
-
-
-def _fingerprint(family: str, transformer: Any) -> str:
-    """Family, sizes and weight identity: the start of every parameter, hashed in fp32.
-
-    A user's LoRAs are no part of it: an adapter for the model is one for the model with a LoRA too.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in transformer.named_parameters():
-        if ".lora_" in name:
-            continue
-        name = name.replace(".base_layer.", ".")  # where peft keeps the layer that a LoRA is on
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().flatten()[:16].float().cpu().numpy().tobytes())
-    config = transformer.config
-    width = config.num_attention_heads * config.attention_head_dim
-    return f"{family}-{config.num_layers}x{width}-{digest.hexdigest()[:16]}"
