@@ -12,11 +12,13 @@ from ttom_core.errors import TTOMError
 from ttom_core.layout import Box, Keyframe, Layout, TrackedObject
 from ttom_core.pictures import (
     COLOURS,
+    attention_change,
     beside,
     draw_layout,
     enlarge,
     heatmap,
     interval_chart,
+    loss_chart,
     loss_curve,
     relevance_chart,
     relevance_strip,
@@ -101,6 +103,22 @@ def test_a_loss_curve_is_a_picture(tmp_path) -> None:
     for name, given in (("some", rows), ("none", [])):
         loss_curve(given, tmp_path / f"{name}.png")
         assert Image.open(tmp_path / f"{name}.png").size == (770, 385)
+
+
+def test_a_loss_chart_needs_no_more_than_losses() -> None:
+    losses = [0.5, 0.3, 0.2, 0.25]
+    plain, marked = loss_chart(losses), loss_chart(losses, [0, 0, 1, 1], [1.0, 1.0, 0.9, 0.9])
+    assert plain.mode == marked.mode == "RGB" and plain.size == marked.size == (770, 385)
+    assert (np.asarray(plain) != np.asarray(marked)).any()
+
+
+def test_attention_before_and_after_has_one_scale_a_phrase() -> None:
+    weak, strong = np.full((2, 4, 4), 0.1), np.full((2, 4, 4), 0.9)
+    clip = attention_change(GREY, {"ball": weak, "dog": strong}, {"ball": strong, "dog": weak})
+    assert clip.shape == (5, 256 + 22, 4 * 260 - 4, 3)
+    levels = [clip[0, 150, 128 + 260 * place].mean() for place in range(4)]
+    assert levels[0] < levels[1] / 2 and levels[3] < levels[2] / 2
+    assert levels[0] == levels[3] and levels[1] == levels[2]
 
 
 @pytest.mark.parametrize("layers", [1, 4, 48])

@@ -144,26 +144,49 @@ def beside(clips: Mapping[str, np.ndarray]) -> np.ndarray:
     return drawn
 
 
-def loss_curve(rows: Sequence[Any], path: str | Path) -> None:
-    """The loss of every iteration (rows with step, sigma, loss), the denoising steps marked."""
+def attention_change(
+    frames: np.ndarray, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Each phrase's maps [τ, h, w] over a clip, before and after the optimisation, beside each other.
+
+    Within a phrase one colour stands for one value, so that the two can be compared.
+    """
+    clips = {}
+    for phrase in before:
+        peak = float(np.nanmax([before[phrase].max(), after[phrase].max()]))
+        clips[f"{phrase}, before"] = heatmap(frames, before[phrase], peak)
+        clips[f"{phrase}, after"] = heatmap(frames, after[phrase], peak)
+    return beside(clips)
+
+
+def loss_chart(
+    losses: Sequence[float], steps: Sequence[int] | None = None, sigmas: Sequence[float] | None = None
+) -> Image.Image:
+    """The loss of every iteration; with each one's denoising step and noise level, these are marked."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(7, 3.5), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.plot(range(len(rows)), [row.loss for row in rows], marker=".", color="#0072B2")
-    starts = [i for i, row in enumerate(rows) if i == 0 or rows[i - 1].step != row.step]
+    axes.plot(range(len(losses)), losses, marker=".", color="#0072B2")
+    starts = [] if steps is None else [i for i in range(len(losses)) if i == 0 or steps[i - 1] != steps[i]]
     for place, index in enumerate(starts):
         axes.axvline(index, color="0.8", zorder=0)
-        if place % -(-len(starts) // 10) == 0:  # more labels than ten would run into each other
-            sigma = f"σ {rows[index].sigma:.2f}"
-            axes.text(index, 1.01, sigma, transform=axes.get_xaxis_transform(), fontsize=7)
+        if sigmas and place % -(-len(starts) // 10) == 0:  # more labels than ten would run into each other
+            axes.text(index, 1.01, f"σ {sigmas[index]:.2f}", transform=axes.get_xaxis_transform(), fontsize=7)
     axes.set(xlabel="iteration", ylabel="alignment loss")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.savefig(path, dpi=110)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+
+
+def loss_curve(rows: Sequence[Any], path: str | Path) -> None:
+    """The loss of every iteration (rows with step, sigma, loss) as a picture file."""
+    chart = loss_chart([r.loss for r in rows], [r.step for r in rows], [r.sigma for r in rows])
+    chart.save(path)
 
 
 def relevance_chart(
