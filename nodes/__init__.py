@@ -28,7 +28,8 @@ from .memory import (
     MemoryRead,
     MemoryUpdate,
 )
-from .planning import LanguageModel, LayoutPlanner, LayoutPreview
+from .pictures import AttentionPreview, Compare, LayoutPreview, LossCurve
+from .planning import LanguageModel, LayoutPlanner
 from .sampling import LoadModel, TTOSampler
 
 
@@ -42,4 +43,5 @@ class TTOMExtension(ComfyExtension):
         ]
         planning = [LanguageModel, LayoutPlanner, LayoutEditor, LayoutPreview]
         conversion = [LayoutFromBoxes, LayoutFromMask, LayoutFromTracks, LayoutToBoxes, LayoutToTracks]
-        return [LoadModel, *planning, *conversion, SoftMask, TTOSampler, AttentionProbe, *memory]
+        pictures = [AttentionPreview, Compare, LossCurve]
+        return [LoadModel, *planning, *conversion, SoftMask, TTOSampler, AttentionProbe, *pictures, *memory]

@@ -1,15 +1,13 @@
-"""From words to a layout, and the layout drawn where one can look at it."""
+"""From words to a layout."""
 
 from __future__ import annotations
 
-import numpy as np
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..ttom_core.layout import Layout
-from ..ttom_core.pictures import draw_layout
 from ..ttom_core.planner import LLMSettings, Progress, Proposal, check, propose
 from . import host
-from .types import LayoutSocket, LLMSocket, to_frames, to_image
+from .types import LayoutSocket, LLMSocket
 
 
 class LanguageModel(io.ComfyNode):
@@ -171,57 +169,3 @@ def _notes(proposal: Proposal) -> str:
         cost = "" if usage.cost is None else f", {usage.cost:.4f} USD"
         lines.append(f"{usage.requests} requests, {usage.input_tokens} + {usage.output_tokens} tokens{cost}.")
     return "\n".join(dict.fromkeys([*lines, *layout.unresolved, *proposal.repaired, *proposal.faults]))
-
-
-class LayoutPreview(io.ComfyNode):
-    """`ttom_core.pictures.draw_layout`, shown as a looping picture."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="TTOM_LayoutPreview",
-            display_name="Layout Preview (TTOM)",
-            category="TTOM",
-            description="Draws the boxes of a layout over a video, or over an empty canvas.",
-            inputs=[
-                LayoutSocket.Input("layout"),
-                io.Image.Input(
-                    "images",
-                    optional=True,
-                    tooltip="The video to draw on; without one, a canvas of the size below.",
-                ),
-                io.Int.Input("num_frames", default=21, min=1, max=1024, step=4),
-                io.Int.Input("width", default=64, min=16, max=4096, step=8),
-                io.Int.Input("height", default=64, min=16, max=4096, step=8),
-                io.Float.Input("fps", default=8.0, min=1.0, max=120.0, step=1.0),
-            ],
-            outputs=[io.Image.Output("images_out", display_name="images")],
-            is_output_node=True,
-        )
-
-    @classmethod
-    def execute(
-        cls,
-        layout: Layout,
-        num_frames: int,
-        width: int,
-        height: int,
-        fps: float,
-        images=None,
-    ) -> io.NodeOutput:
-        if images is None:
-            frames = np.full((num_frames, height, width, 3), 245, np.uint8)
-        else:
-            frames = to_frames(images)
-        drawn = to_image(draw_layout(frames, layout))
-        picture = ui.ImageSaveHelper.save_animated_webp(
-            drawn,
-            filename_prefix="ttom_layout",
-            folder_type=io.FolderType.temp,
-            cls=None,
-            fps=fps,
-            lossless=True,
-            quality=80,
-            method=0,
-        )
-        return io.NodeOutput(drawn, ui=ui.SavedImages([picture], is_animated=len(drawn) > 1))

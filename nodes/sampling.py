@@ -19,6 +19,7 @@ from .types import (
     RecallSocket,
     Solved,
     SolvedSocket,
+    TraceSocket,
     to_image,
 )
 
@@ -111,6 +112,12 @@ class TTOSampler(io.ComfyNode):
                     tooltip="Where the loss is taken, such as 1,2: empty for the preset's own layers, "
                     "'probed' for those that `ttom probe` found for this model.",
                 ),
+                io.Boolean.Input(
+                    "keep_maps",
+                    default=False,
+                    optional=True,
+                    tooltip="For Attention Preview: the attention before and after, at one more look a step.",
+                ),
             ],
             outputs=[
                 io.Image.Output("images", display_name="images"),
@@ -118,6 +125,7 @@ class TTOSampler(io.ComfyNode):
                 io.LoraModel.Output("lora", display_name="lora", tooltip="The adapter that was optimised."),
                 io.LossMap.Output("loss", display_name="loss", tooltip="The loss of every iteration."),
                 SolvedSocket.Output("solved", display_name="solved", tooltip="For a memory to keep."),
+                TraceSocket.Output("trace", display_name="trace", tooltip="For Attention Preview."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -139,6 +147,7 @@ class TTOSampler(io.ComfyNode):
         recall: Recall | None = None,
         optimise: bool = True,
         layers: str = "",
+        keep_maps: bool = False,
     ) -> io.NodeOutput:
         settings = None
         if masks is not None:
@@ -163,12 +172,14 @@ class TTOSampler(io.ComfyNode):
                 negative_prompt=negative_prompt,
                 adapter=recall.adapter if recall and settings else None,
                 on_progress=host.progress_on(cls.hidden.unique_id),
+                keep_maps=keep_maps,
             )
         lora = host.lora_model(made.adapter) if made.adapter else host.nothing()
-        loss = host.nothing()
-        if made.trace:
-            loss = {"loss": [row.loss for row in made.trace.rows or made.trace.latent_rows]}
+        rows = (made.trace.rows or made.trace.latent_rows) if made.trace else []
+        loss = {key: [getattr(row, key) for row in rows] for key in ("loss", "step", "sigma")}
         solved = host.nothing()
         if masks is not None and settings is not None and made.adapter and made.trace:
             solved = Solved(prompt, masks.layout, made.adapter, made.trace, settings)
-        return io.NodeOutput(to_image(made.frames), float(backbone.fps), lora, loss, solved)
+        trace = made.trace or host.nothing()
+        loss_map = loss if rows else host.nothing()
+        return io.NodeOutput(to_image(made.frames), float(backbone.fps), lora, loss_map, solved, trace)

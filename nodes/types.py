@@ -25,6 +25,7 @@ MasksSocket = io.Custom("TTOM_MASKS")
 MemorySocket = io.Custom("TTOM_MEMORY")
 RecallSocket = io.Custom("TTOM_RECALL")
 SolvedSocket = io.Custom("TTOM_SOLVED")
+TraceSocket = io.Custom("TTOM_TRACE")
 # Stock in newer ComfyUI, and unknown to the io of 0.3.64: by its name it is the same type in both.
 BoundingBoxSocket = io.Custom("BOUNDING_BOX")
 

@@ -59,10 +59,16 @@ SOCKETS = {
     "TTOM_TTOSampler": (
         [
             *["backbone", "prompt", "negative_prompt", "preset", "seed", "steps", "guidance_scale"],
-            *["num_frames", "width", "height", "masks", "recall", "optimise", "layers"],
+            *["num_frames", "width", "height", "masks", "recall", "optimise", "layers", "keep_maps"],
         ],
-        ["IMAGE", "FLOAT", "LORA_MODEL", "LOSS_MAP", "TTOM_SOLVED"],
+        ["IMAGE", "FLOAT", "LORA_MODEL", "LOSS_MAP", "TTOM_SOLVED", "TTOM_TRACE"],
     ),
+    "TTOM_AttentionPreview": (["trace", "images", "fps", "phrase"], ["IMAGE"]),
+    "TTOM_Compare": (
+        ["first", "labels", "columns", "fps", "second", "third", "fourth"],
+        ["IMAGE", "IMAGE"],
+    ),
+    "TTOM_LossCurve": (["loss"], ["IMAGE"]),
     "TTOM_AttentionProbe": (
         [
             *["backbone", "layout", "prompt", "grounding", "count", "seed", "steps", "guidance_scale"],
