@@ -76,7 +76,7 @@ def generate(
     if settings is not None and layout is None:
         raise TTOMError("Test-time optimisation needs a layout; plan one or draw one.")
     started = time.perf_counter()
-    report = _Reporter(steps, on_progress)
+    report = Reporter(steps, on_progress)
 
     def sample(seed: int) -> np.ndarray:
         return backbone.sample(
@@ -148,7 +148,7 @@ def generate(
     )
 
 
-class _Reporter:
+class Reporter:
     """Counts both kinds of work into one total, so that a host shows one bar.
 
     Every optimised step has its share whether or not it stops early, so the bar always ends full.

@@ -405,13 +405,17 @@ def is_between(sigma: float, start: float, end: float) -> bool:
 def frozen(module: Denoiser) -> Iterator[None]:
     """No parameter of a module asks for a gradient for the length of a `with` block."""
     parameters = [p for p in module.parameters() if p.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
+
+    def flag(value: bool) -> None:
+        with torch.inference_mode():  # weights that were loaded in it take no flag outside
+            for parameter in parameters:
+                parameter.requires_grad_(value)
+
+    flag(False)
     try:
         yield
     finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+        flag(True)
 
 
 def insist_on_layers(layers: tuple[int, ...], backbone: Optimisable) -> None:

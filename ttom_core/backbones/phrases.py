@@ -4,8 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ..errors import TTOMError
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt, and where in `text`, which its tokens spell, each of them lies; `limit` as below."""
+
+    prompt: str
+    text: str
+    offsets: tuple[tuple[int, int], ...]
+    limit: int
+
+    def positions(self, phrases: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        return phrase_positions(self.text, self.offsets, phrases, self.limit)
 
 
 def phrase_positions(

@@ -19,7 +19,7 @@ from ..adapter import adapter_places
 from ..attention import EarlyExit, MapProbe, PhraseTokens, PrefixCache, captured, recalled, tapped
 from ..errors import TTOMError
 from .fingerprint import fingerprint
-from .phrases import phrase_positions
+from .phrases import EncodedPrompt
 from .scheduler import stepping_from
 from .traps import refuse_untrainable
 
@@ -139,12 +139,16 @@ class PipelineBackbone(ABC):
         """A prompt as the pipeline gives it to the tokenizer."""
         return text
 
-    def phrase_tokens(self, prompt: str, phrases: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    def read(self, prompt: str) -> EncodedPrompt:
+        """Where the tokens of a prompt lie in it."""
         text = self._clean(prompt)
         # Not verbose: prompts past the limit are answered in words of our own.
         encoding = self.pipeline.tokenizer(text, return_offsets_mapping=True, truncation=False, verbose=False)
+        return EncodedPrompt(prompt, text, tuple(encoding["offset_mapping"]), self.max_text_tokens)
+
+    def phrase_tokens(self, prompt: str, phrases: Sequence[str]) -> dict[str, tuple[int, ...]]:
         cleaned = [self._clean(phrase) for phrase in phrases]
-        found = phrase_positions(text, encoding["offset_mapping"], cleaned, self.max_text_tokens)
+        found = self.read(prompt).positions(cleaned)
         return {phrase: found[clean] for phrase, clean in zip(phrases, cleaned, strict=True)}
 
     def encode(self, prompt: str) -> Tensor:
