@@ -203,7 +203,7 @@ def loss_and_gradients(
             how["prefix"] = PrefixCache(cached)
             backbone.maps(call, [1], tokens, layers, **how)  # fills the cache
         if naive:
-            maps = naive_forward(backbone, call, tokens, layers, backbone.joint_map, monkeypatch)
+            maps = naive_forward(backbone, call, tokens, layers, how["joint_map"], monkeypatch)
         else:
             maps = backbone.maps(call, [1], tokens, layers, **how)
         loss = alignment_loss(maps, masks.values.to(dtype), "jsd", "frame")
@@ -215,16 +215,18 @@ def loss_and_gradients(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_every_way_gives_the_naive_loss_and_gradients(backbone, masks, kind, dtype, monkeypatch):
     backbone.transformer.to(dtype)
-    backbone.joint_map = kind
     # Rotations are done in fp32 whatever the model's type, by diffusers itself.
     exact = dtype == torch.float64 and not backbone.transformer.config.use_rotary_positional_embeddings
     rtol, atol = (1e-9, 1e-13) if exact else (2e-4, 1e-7)
     expected = {
-        scope: loss_and_gradients(backbone, masks, dtype, monkeypatch, naive=True, scope=scope)
+        scope: loss_and_gradients(
+            backbone, masks, dtype, monkeypatch, naive=True, scope=scope, joint_map=kind
+        )
         for scope in ("reachable", "selected")
     }
     for name, way in WAYS.items():
         loss, gradients = expected[way.get("scope", "reachable")]
+        way = way | {"joint_map": kind}
         ours, our_gradients = loss_and_gradients(backbone, masks, dtype, monkeypatch, **way)
         torch.testing.assert_close(ours, loss, rtol=rtol, atol=atol, msg=name)
         for a, b in zip(our_gradients, gradients, strict=True):
@@ -274,12 +276,12 @@ def test_the_prompts_row_is_found_in_the_one_guided_call(backbone):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_optimising_lowers_the_loss_changes_the_video_and_leaves_nothing(backbone, masks, kind):
-    backbone.joint_map = kind
+    settings = SETTINGS.model_copy(update={"joint_map": kind})
     before, plain = torch.get_rng_state().tolist(), sample(backbone)
     weights = {k: v.clone() for k, v in backbone.transformer.state_dict().items()}
     runs = []
     for _ in range(2):
-        with TTO(backbone, masks, PROMPT, SETTINGS, steps=STEPS) as tto:
+        with TTO(backbone, masks, PROMPT, settings, steps=STEPS) as tto:
             runs.append(sample(backbone))
     assert tto.trace.last_loss < tto.trace.first_loss and len(tto.trace.rows) == sum(tto.planned_iterations)
     assert (runs[0] != plain).any() and (runs[0] == runs[1]).all()

@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attention": set(),
     "backbones": {"attention", "adapter"},
     "optimize": {*FOUNDATIONS, "attention", "backbones.base"},
+    "forecast": {*FOUNDATIONS, "attention", "backbones", "optimize"},
     "latents": {*FOUNDATIONS, "attention", "backbones.base", "optimize"},
     "probe": {*FOUNDATIONS, "attention", "backbones.base", "generate"},
     "memory": {*FOUNDATIONS, "planner"},

@@ -182,7 +182,7 @@ def attach(transformer: NamesModules, adapter: Adapter) -> Iterator[AttachedAdap
                 f"The adapter is for {name} of {b.shape[0]}×{a.shape[1]}, the model's is "
                 f"{shape[0]}×{shape[1]}; use the model it was made with."
             )
-        if linear.weight.is_meta:
+        if linear.weight.is_meta and not a.is_meta:
             raise AdapterError(
                 "The model's weights are loaded piece by piece while it runs (sequential offloading), "
                 "which leaves nothing to optimise; use enable_model_cpu_offload() instead."

@@ -181,6 +181,7 @@ class LatentGuidance:
             early_exit=self.settings.early_exit,
             checkpointing=self.settings.checkpointing,
             keep_heads=by_head,
+            joint_map=self.settings.joint_map,
         )
         grid = next(iter(maps.values())).shape[-3:]
         insist_on_grid(self.masks.values, torch.Size((len(self.tokens), *grid)))

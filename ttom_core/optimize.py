@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from .adapter import Adapter, AttachedAdapter, attach, init_adapter
-from .attention import PrefixCache
+from .attention import JointMap, PrefixCache
 from .backbones.base import Denoiser, Optimisable
 from .errors import TTOMError
 from .masks import SoftMasks
@@ -75,12 +75,15 @@ class TTOSettings(BaseModel):
     mask_kind: Literal["gaussian", "blurred_box", "hard_box"] = "gaussian"
     softness: float = Field(0.25, gt=0, description="Gaussian σ as a share of the box side")
     scope: Literal["reachable", "selected"] = "reachable"
+    joint_map: JointMap = Field(
+        "video_to_text", description="CogVideoX: what a map is; or text_to_video, or renormalized over text"
+    )
     lora_seed: int = 0
     freeze_a: bool = Field(False, description="learn B alone, A staying as it was drawn")
     reset_optimizer: bool = Field(False, description="forget AdamW's moments before every denoising step")
     prefix_cache: bool = True
     early_exit: bool = True
-    checkpointing: bool = False
+    checkpointing: bool = Field(False, description="compute activations anew; done where memory is short")
     latents: LatentSettings | None = Field(None, description="move the latents too")
 
 
@@ -342,6 +345,7 @@ class TTO:
                 prefix=prefix,
                 early_exit=settings.early_exit,
                 checkpointing=settings.checkpointing,
+                joint_map=settings.joint_map,
             )
 
         for iteration in range(settings.iterations):

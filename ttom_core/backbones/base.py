@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..attention import PhraseTokens, PrefixCache
+from ..attention import JointMap, PhraseTokens, PrefixCache
 
 
 class Denoiser(Protocol):
@@ -64,11 +64,13 @@ class Optimisable(Protocol):
         early_exit: bool = True,
         checkpointing: bool = False,
         keep_heads: bool = False,
+        joint_map: JointMap = "video_to_text",
     ) -> dict[int, Tensor]:
         """Maps [N, τ, h, w] by layer for one denoiser call (its keyword arguments), with gradients.
 
         Each is the mean over the heads or, with `keep_heads`, all of them: [heads, N, τ, h, w]. Without a
-        prefix cache the gradients reach `hidden_states` too, if it asks for them.
+        prefix cache the gradients reach `hidden_states` too, if it asks for them. `joint_map` says what
+        a map is where text and video share one attention (`attention.joint_phrase_maps`).
         """
 
 

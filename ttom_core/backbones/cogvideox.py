@@ -12,6 +12,7 @@ here, at 0.972 for Wan. √(1−ᾱ) alone is above 0.99 for all of the first ei
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,25 +30,19 @@ from .pipeline import PipelineBackbone
 
 
 class CogVideoXBackbone(PipelineBackbone):
-    """Answers the backbone protocol for a CogVideoXPipeline.
-
-    `joint_map` says what the map of a phrase is: `video_to_text`, `text_to_video` or `renormalized`
-    (`attention.joint_phrase_maps`).
-    """
+    """Answers the backbone protocol for a CogVideoXPipeline."""
 
     family = "cogvideox"
     pipeline_class = CogVideoXPipeline
     blocks_name, attention_name = "transformer_blocks", "attn1"
+    guided_rows = 2
 
-    def __init__(
-        self, pipeline: CogVideoXPipeline, fps: int | None = None, joint_map: JointMap = "video_to_text"
-    ) -> None:
+    def __init__(self, pipeline: CogVideoXPipeline, fps: int | None = None) -> None:
         if not hasattr(pipeline.scheduler, "alphas_cumprod"):
             raise TTOMError(
                 f"The scheduler {type(pipeline.scheduler).__name__} has no alphas, which CogVideoX's noise "
                 "levels come from; use CogVideoXDDIMScheduler or CogVideoXDPMScheduler."
             )
-        self.joint_map: JointMap = joint_map
         super().__init__(pipeline, fps)
 
     @classmethod
@@ -86,6 +81,22 @@ class CogVideoXBackbone(PipelineBackbone):
     def _text_limit(self) -> int:
         return self.transformer.config.max_text_seq_length
 
+    def blank_call(self, num_frames: int, height: int, width: int, rows: int, like: Tensor) -> dict[str, Any]:
+        config, frames = self.transformer.config, (num_frames - 1) // self.pipeline.vae_scale_factor_temporal
+        spatial, (patch, _, _) = self.pipeline.vae_scale_factor_spatial, self._patch
+        size = (-(-(frames + 1) // patch) * patch, height // spatial, width // spatial)
+        rotary = None
+        if config.use_rotary_positional_embeddings:
+            tokens = math.prod(self.token_grid(num_frames, height, width))
+            angles = torch.zeros(tokens, config.attention_head_dim, device=like.device)
+            rotary = (angles, angles.clone())
+        return {
+            "hidden_states": like.new_zeros(rows, size[0], config.in_channels, *size[1:]),
+            "timestep": torch.full((rows,), 900, device=like.device),
+            "encoder_hidden_states": like.new_zeros(rows, config.max_text_seq_length, config.text_embed_dim),
+            "image_rotary_emb": rotary,
+        }
+
     def _latent_size(self, latents: Tensor) -> tuple[int, int, int]:
         _, frames, _, rows, columns = latents.shape
         return frames, rows, columns
@@ -94,7 +105,7 @@ class CogVideoXBackbone(PipelineBackbone):
         return {"image_rotary_emb": call.get("image_rotary_emb")}
 
     def _reader(
-        self, call: dict[str, Any], tokens: PhraseTokens, keep_heads: bool
+        self, call: dict[str, Any], tokens: PhraseTokens, keep_heads: bool, joint_map: JointMap
     ) -> Callable[[Tensor, Tensor], Tensor]:
         text, rotary = call["encoder_hidden_states"].shape[1], call.get("image_rotary_emb")
 
@@ -105,7 +116,7 @@ class CogVideoXBackbone(PipelineBackbone):
             return torch.cat([x[:, :, :text], apply_rotary_emb(x[:, :, text:], rotary)], 2)
 
         def read(query: Tensor, key: Tensor) -> Tensor:  # [B, heads, text + video, d] each
-            return joint_phrase_maps(rotated(query), rotated(key), tokens, text, self.joint_map, keep_heads)
+            return joint_phrase_maps(rotated(query), rotated(key), tokens, text, joint_map, keep_heads)
 
         return read
 

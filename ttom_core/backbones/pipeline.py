@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +17,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..adapter import adapter_places
-from ..attention import EarlyExit, MapProbe, PhraseTokens, PrefixCache, captured, recalled, tapped
+from ..attention import (
+    EarlyExit,
+    JointMap,
+    MapProbe,
+    PhraseTokens,
+    PrefixCache,
+    captured,
+    recalled,
+    tapped,
+)
 from ..errors import TTOMError
 from .fingerprint import fingerprint
 from .phrases import EncodedPrompt
@@ -31,6 +41,7 @@ class PipelineBackbone(ABC):
     pipeline_class: ClassVar[Any]
     blocks_name: ClassVar[str]
     attention_name: ClassVar[str]  # of the attention, in a block, that the text is a part of
+    guided_rows: ClassVar[int] = 1  # of one denoiser call in guided sampling
     # An attention before that one in the block, which adapters leave alone.
     self_attention_name: ClassVar[str | None] = None
 
@@ -40,10 +51,8 @@ class PipelineBackbone(ABC):
                 "The pipeline's tokenizer does not say where a token lies in the prompt; load it with "
                 "AutoTokenizer, which picks the fast one."
             )
-        self.pipeline, self.transformer = pipeline, pipeline.transformer
+        self._hold(pipeline, pipeline.transformer)
         self.fps = fps or self._trained_fps()
-        self.blocks: nn.ModuleList = getattr(self.transformer, self.blocks_name)
-        self.num_layers = len(self.blocks)
         self.check_trainable()
         self.max_text_tokens = self._text_limit()
         config = self.transformer.config
@@ -55,6 +64,23 @@ class PipelineBackbone(ABC):
         )
         self._encoded: tuple[str, Tensor] | None = None
         pipeline.set_progress_bar_config(disable=True)
+
+    def _hold(self, pipeline: Any, transformer: Any) -> None:
+        self.pipeline, self.transformer = pipeline, transformer
+        self.blocks: nn.ModuleList = getattr(transformer, self.blocks_name)
+        self.num_layers = len(self.blocks)
+
+    @classmethod
+    def of_transformer(cls, transformer: Any, temporal: int, spatial: int) -> PipelineBackbone:
+        """A backbone of a transformer alone: it gives maps, and can neither encode a prompt nor sample.
+
+        `temporal` and `spatial` are how many frames, rows or columns of the clip are one of the latents'. On
+        the meta device this is what costs are counted on.
+        """
+        backbone = cls.__new__(cls)
+        parts = SimpleNamespace(vae_scale_factor_temporal=temporal, vae_scale_factor_spatial=spatial)
+        backbone._hold(parts, transformer)
+        return backbone
 
     @classmethod
     def from_folder(
@@ -179,6 +205,10 @@ class PipelineBackbone(ABC):
         return modules
 
     @abstractmethod
+    def blank_call(self, num_frames: int, height: int, width: int, rows: int, like: Tensor) -> dict[str, Any]:
+        """A denoiser call's arguments for a clip, of zeros, in the type and on the device of `like`."""
+
+    @abstractmethod
     def _latent_size(self, latents: Tensor) -> tuple[int, int, int]:
         """Latent frames, rows and columns of a denoiser call."""
 
@@ -188,7 +218,7 @@ class PipelineBackbone(ABC):
 
     @abstractmethod
     def _reader(
-        self, call: dict[str, Any], tokens: PhraseTokens, keep_heads: bool
+        self, call: dict[str, Any], tokens: PhraseTokens, keep_heads: bool, joint_map: JointMap
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """Maps of what the attention's norm_q and norm_k give (`MapProbe.read`)."""
 
@@ -203,12 +233,13 @@ class PipelineBackbone(ABC):
         early_exit: bool = True,
         checkpointing: bool = False,
         keep_heads: bool = False,
+        joint_map: JointMap = "video_to_text",
     ) -> dict[int, Tensor]:
         blocks, chosen = self.blocks, list(rows)
         latents = call["hidden_states"][chosen]
         size = self._latent_size(latents)
         grid = (size[0] // self._patch[0], size[1] // self._patch[1], size[2] // self._patch[2])
-        probe = MapProbe(layers, grid, self._reader(call, tokens, keep_heads), early_exit)
+        probe = MapProbe(layers, grid, self._reader(call, tokens, keep_heads, joint_map), early_exit)
         attentions = {i: getattr(blocks[i], self.attention_name) for i in layers}
         projections = {i: (attention.norm_q, attention.norm_k) for i, attention in attentions.items()}
 
@@ -300,7 +331,8 @@ class PipelineBackbone(ABC):
 
 def _insist_on_one_video(latents: Tensor, rows: Sequence[int]) -> None:
     """TTOMError when a call holds more; guidance in one batch only repeats a video's latents."""
-    if len(rows) > 1 or not all(torch.equal(row, latents[rows[0]]) for row in latents):
+    others = [row for index, row in enumerate(latents) if index != rows[0]]
+    if len(rows) > 1 or not all(torch.equal(row, latents[rows[0]]) for row in others):
         raise TTOMError(
             "TTOM optimises one video at a time; call the pipeline with a single prompt and "
             "num_videos_per_prompt=1."

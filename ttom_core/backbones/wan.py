@@ -13,7 +13,7 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from safetensors import safe_open
 from torch import Tensor
 
-from ..attention import PhraseTokens, phrase_maps
+from ..attention import JointMap, PhraseTokens, phrase_maps
 from ..errors import TTOMError
 from .pipeline import PipelineBackbone
 
@@ -87,12 +87,22 @@ class WanBackbone(PipelineBackbone):
     def _clean(self, text: str) -> str:
         return prompt_clean(text)
 
+    def blank_call(self, num_frames: int, height: int, width: int, rows: int, like: Tensor) -> dict[str, Any]:
+        config, frames = self.transformer.config, (num_frames - 1) // self.pipeline.vae_scale_factor_temporal
+        spatial = self.pipeline.vae_scale_factor_spatial
+        size = (frames + 1, height // spatial, width // spatial)
+        return {
+            "hidden_states": like.new_zeros(rows, config.in_channels, *size),
+            "timestep": torch.full((rows,), 900.0, device=like.device),
+            "encoder_hidden_states": like.new_zeros(rows, 512, config.text_dim),
+        }
+
     def _latent_size(self, latents: Tensor) -> tuple[int, int, int]:
         _, _, frames, rows, columns = latents.shape
         return frames, rows, columns
 
     def _reader(
-        self, call: dict[str, Any], tokens: PhraseTokens, keep_heads: bool
+        self, call: dict[str, Any], tokens: PhraseTokens, keep_heads: bool, joint_map: JointMap
     ) -> Callable[[Tensor, Tensor], Tensor]:
         heads = self.transformer.config.num_attention_heads
 

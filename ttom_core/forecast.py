@@ -1,0 +1,424 @@
+"""What a clip needs of memory, part by part, known before any long work.
+
+The model is built anew on torch's meta device, where tensors have shapes and no numbers, and the very code
+of an iteration, of a denoising step and of the decoding runs there; what its tensors would hold is counted
+as it goes. Kernels' own workspaces and the allocator's gaps are not in it: `RESERVE` stands for them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .adapter import Adapter, attach
+from .attention import PrefixCache
+from .backbones.published import PUBLISHED
+from .errors import TTOMError
+from .objectives import alignment_loss
+
+if TYPE_CHECKING:
+    from .backbones.pipeline import PipelineBackbone
+    from .optimize import TTOSettings
+
+GIB = 2**30
+RESERVE = 0.05  # of the free memory, left to kernels' workspaces and the allocator's gaps
+PHRASES = 4  # whose maps are counted: hardly more than nothing each
+ADAMW_STATES = 2  # moments, beside the parameter itself
+Base = Literal["full", "fp8", "int8", "nf4"]
+# Bytes a weight of the blocks' linear layers: nf4 has an fp32 scale for every 64.
+WEIGHT_BYTES: dict[Base, float] = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
+
+
+class NotEnoughMemory(TTOMError):
+    """What was asked for does not fit into the memory that is free."""
+
+
+class Clip(NamedTuple):
+    """A clip's size in frames and pixels."""
+
+    num_frames: int
+    height: int
+    width: int
+
+
+class Plan(NamedTuple):
+    """How to fit into memory; what each saves is paid for in time, from left to right ever more."""
+
+    offload: bool = False  # text encoder and VAE are on the device only while they work
+    checkpointing: bool = False
+    resident_blocks: bool = False  # blocks behind the deepest loss layer wait off the device
+    base: Base = "full"
+
+    def __str__(self) -> str:
+        words = {
+            "offload": self.offload,
+            "checkpointing": self.checkpointing,
+            "resident blocks": self.resident_blocks,
+            f"{self.base} base": self.base != "full",
+        }
+        return " + ".join(word for word, chosen in words.items() if chosen) or "all on the device"
+
+
+# In the order in which they are tried. A base of 8 bits wants checkpointing: autograd would otherwise keep
+# every weight as it was computed with.
+PLANS = (
+    Plan(),
+    Plan(offload=True),
+    Plan(offload=True, checkpointing=True),
+    Plan(offload=True, checkpointing=True, resident_blocks=True),
+    Plan(offload=True, checkpointing=True, base="fp8"),
+    Plan(offload=True, checkpointing=True, base="nf4"),
+)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Bytes that are held at once, by phase and part."""
+
+    phases: dict[str, dict[str, int]]
+
+    @property
+    def peak(self) -> int:
+        return max(sum(parts.values()) for parts in self.phases.values())
+
+    @property
+    def fullest(self) -> str:
+        """The phase that needs the most."""
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+    def __str__(self) -> str:
+        """One line a phase, its parts in GiB."""
+        return "\n".join(
+            f"{name:9} {gib(sum(parts.values())):>9} = "
+            + " + ".join(f"{part} {gib(size)}" for part, size in parts.items() if size)
+            for name, parts in self.phases.items()
+        )
+
+
+def gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
+
+
+# ---- a model without its weights -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A model's parts on the meta device, and the bytes that their weights take where they are loaded."""
+
+    backbone: PipelineBackbone
+    vae: Any
+    text_encoder: int
+    blocks: tuple[int, ...]
+    rest: int  # of the transformer
+    dtype: torch.dtype
+    experts: int = 1
+    counted: dict[Any, dict[str, int]] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def transformer(self) -> int:
+        return sum(self.blocks) + self.rest
+
+
+@functools.lru_cache(maxsize=16)
+def published(name: str, dtype: torch.dtype = torch.bfloat16, base: Base = "full") -> Blueprint:
+    """The blueprint of a published model; TTOMError for a name that is not among them."""
+    import diffusers
+    import transformers
+
+    if name not in PUBLISHED:
+        raise TTOMError(f"There is no published model {name!r} here; choose one of {', '.join(PUBLISHED)}.")
+    model = PUBLISHED[name]
+    wan = model.pipeline == "WanPipeline"
+    transformer_class = diffusers.WanTransformer3DModel if wan else diffusers.CogVideoXTransformer3DModel
+    vae_class = diffusers.AutoencoderKLWan if wan else diffusers.AutoencoderKLCogVideoX
+    transformer = _on_meta(transformer_class, model.transformer, dtype, base)
+    vae = _on_meta(vae_class, model.vae, dtype)
+    kind = ("UMT5" if wan else "T5") + "{}"
+    options = {k: v for k, v in model.text_encoder.items() if k != "model_type"}
+    with torch.device("meta"):
+        config = getattr(transformers, kind.format("Config"))(**options)
+        text_encoder = getattr(transformers, kind.format("EncoderModel"))(config)
+    backbone = _family(model.pipeline).of_transformer(transformer, 4, 8)
+    blocks = tuple(_weight_bytes(block, base) for block in backbone.blocks)
+    rest = held(transformer) - sum(held(block) for block in backbone.blocks)
+    text = sum(p.numel() for p in text_encoder.parameters()) * dtype.itemsize
+    return Blueprint(backbone, vae, text, blocks, rest, dtype, model.experts)
+
+
+def blueprint_of(backbone: PipelineBackbone) -> Blueprint:
+    """The blueprint of a loaded model, made once."""
+    known: Blueprint | None = getattr(backbone, "_blueprint", None)
+    if known is not None:
+        return known
+    pipeline, real = backbone.pipeline, backbone.transformer
+    dtype = real.dtype if real.dtype in (torch.float64, torch.float32, torch.float16) else torch.bfloat16
+    base: Base = "fp8" if _is_cast(real) else "full"
+    transformer = _on_meta(type(real), dict(real.config), dtype, base)
+    vae = _on_meta(type(pipeline.vae), dict(pipeline.vae.config), pipeline.vae.dtype)
+    vae.use_tiling, vae.use_slicing = pipeline.vae.use_tiling, pipeline.vae.use_slicing
+    factors = (pipeline.vae_scale_factor_temporal, pipeline.vae_scale_factor_spatial)
+    twin = type(backbone).of_transformer(transformer, *factors)
+    blocks = tuple(held(block) for block in backbone.blocks)
+    made = Blueprint(
+        twin,
+        vae,
+        held(pipeline.text_encoder),
+        blocks,
+        held(real) - sum(blocks),
+        dtype,
+        1 + (getattr(pipeline, "transformer_2", None) is not None),
+    )
+    backbone._blueprint = made  # type: ignore[attr-defined]
+    return made
+
+
+def _family(pipeline: str) -> type[PipelineBackbone]:
+    from .backbones import BACKBONES
+
+    module, name = BACKBONES[pipeline]
+    found: type[PipelineBackbone] = getattr(
+        importlib.import_module(f".backbones.{module}", __package__), name
+    )
+    return found
+
+
+def _on_meta(cls: Any, config: dict[str, Any], dtype: torch.dtype, base: Base = "full") -> Any:
+    """A model of this config on the meta device, its types as from_pretrained would give them."""
+    with torch.device("meta"):
+        module = cls.from_config({k: v for k, v in config.items() if not k.startswith("_")})
+    kept = set(getattr(module, "_keep_in_fp32_modules", None) or ())
+    for name, parameter in module.named_parameters():
+        if not kept & set(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+    for buffer in module.buffers() if not kept else ():
+        buffer.data = buffer.data.to(dtype)
+    module.requires_grad_(False).eval()
+    if base == "fp8":
+        module.enable_layerwise_casting(torch.float8_e4m3fn, dtype)
+    return module
+
+
+def _is_cast(module: nn.Module) -> bool:
+    return any(p.dtype in (torch.float8_e4m3fn, torch.float8_e5m2) for p in module.parameters())
+
+
+def held(module: nn.Module, device: torch.device | None = None) -> int:
+    """The bytes of a module's weights, those on one device if it is given."""
+    size = 0
+    for tensor in (*module.parameters(), *module.buffers()):
+        if device is None or tensor.device == device:
+            scales = getattr(getattr(tensor, "quant_state", None), "absmax", None)  # bitsandbytes'
+            size += tensor.nbytes + (0 if scales is None else scales.nbytes)
+    return size
+
+
+def _weight_bytes(block: nn.Module, base: Base) -> int:
+    size = held(block)
+    if base in WEIGHT_BYTES:
+        linear = [m.weight for m in block.modules() if isinstance(m, nn.Linear)]
+        size += round(sum(w.numel() * WEIGHT_BYTES[base] - w.nbytes for w in linear))
+    return size
+
+
+# ---- counting ------------------------------------------------------------------------------------
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make, for as long as anything holds them.
+
+    `given` are tensors that are there before and may be set free meanwhile.
+    """
+
+    def __init__(self, given: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.now, self._seen = 0, set[int]()
+        for tensor in given:
+            self.see(tensor)
+        self.start = self.peak = self.now
+
+    def see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._seen:
+            return
+        self._seen.add(storage._cdata)
+        self.now += storage.nbytes()
+        weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+
+    def _freed(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            self.see(tensor)
+        self.peak = max(self.peak, self.now)
+        return result
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Attention on the meta device as the fused kernels have it; torch itself takes the naive one there."""
+    own = F.scaled_dot_product_attention
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Tensor:
+        if not query.is_meta:
+            return own(query, key, value, *rest, **options)
+        attended: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+        return attended
+
+    # Not a TorchFunctionMode: it is off in backward, where checkpointing computes anew.
+    F.scaled_dot_product_attention = attend
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = own
+
+
+@contextmanager
+def iterations(
+    backbone: PipelineBackbone, clip: Clip, settings: TTOSettings, like: Tensor
+) -> Iterator[tuple[list[nn.Parameter], Callable[[PrefixCache | None], Tensor], PrefixCache | None]]:
+    """The adapter's parameters, the loss of an iteration, and the prefix cache it starts with, if any.
+
+    Everything of the type and on the device of `like`, the meta device among them. The adapter is at work as
+    long as the block runs.
+    """
+    call = backbone.blank_call(*clip, 1, like)
+    modules = backbone.adapter_modules(settings.layers, settings.scope)
+    rank, device = settings.rank, like.device
+    weights = {
+        name: (
+            torch.full((rank, module.in_features), 1e-3, device=device),
+            torch.zeros(module.out_features, rank, device=device),
+        )
+        for name, module in modules.items()
+    }
+    masks = torch.ones(PHRASES, *backbone.token_grid(*clip), device=device)
+    tokens = [(index + 1,) for index in range(PHRASES)]
+    first = min(settings.layers) if settings.scope == "selected" else 0
+
+    def loss(prefix: PrefixCache | None) -> Tensor:
+        maps = backbone.maps(
+            call,
+            [0],
+            tokens,
+            settings.layers,
+            prefix=prefix,
+            early_exit=settings.early_exit,
+            checkpointing=settings.checkpointing,
+            joint_map=settings.joint_map,
+        )
+        return alignment_loss(maps, masks, settings.objective, settings.normalize_over)
+
+    with attach(backbone.transformer, Adapter(weights, rank, settings.alpha, "")) as attached:
+        yield attached.parameters(), loss, PrefixCache(first) if settings.prefix_cache else None
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def count_iteration(model: Blueprint, clip: Clip, settings: TTOSettings) -> dict[str, int]:
+    """The bytes of one optimisation iteration beside the weights, part by part."""
+    backbone, like = model.backbone, torch.empty(0, dtype=model.dtype, device="meta")
+    transformer = backbone.transformer
+    with iterations(backbone, clip, settings, like) as (parameters, loss, prefix):
+        given = [*transformer.parameters(), *transformer.buffers(), *parameters]
+        with fused_attention(), LiveBytes(given) as live:
+            value = loss(prefix)
+            kept = live.now - live.start
+            torch.autograd.grad(value, parameters)
+            peak = live.peak - live.start
+        state = () if prefix is None else (prefix.state or (), prefix.self_attention)
+        cached = LiveBytes(_tensors(state)).now
+    own = sum(p.nbytes for p in parameters)
+    return {
+        "adapter and optimiser": own * (1 + ADAMW_STATES),
+        "prefix cache": cached,
+        "activations": kept - cached,
+        "working memory": peak - kept,
+    }
+
+
+def count_step(model: Blueprint, clip: Clip) -> int:
+    """The bytes of one denoising step beside the weights."""
+    backbone, like = model.backbone, torch.empty(0, dtype=model.dtype, device="meta")
+    transformer, blocks = backbone.transformer, backbone.blocks
+    call = backbone.blank_call(*clip, backbone.guided_rows, like)
+    # Without gradients a block leaves nothing behind: two say what all need.
+    setattr(transformer, backbone.blocks_name, blocks[:2])
+    try:
+        given = [*transformer.parameters(), *transformer.buffers(), *_tensors(call)]
+        with torch.no_grad(), fused_attention(), LiveBytes(given) as live:
+            transformer(**call, return_dict=False)
+        return live.peak - live.start
+    finally:
+        setattr(transformer, backbone.blocks_name, blocks)
+
+
+def count_decoding(model: Blueprint, clip: Clip) -> int:
+    """The bytes of decoding a clip beside the VAE's weights."""
+    backbone, vae = model.backbone, model.vae
+    config = vae.config
+    channels = config.z_dim if hasattr(config, "z_dim") else config.latent_channels
+    factors = backbone.pipeline
+    frames = (clip.num_frames - 1) // factors.vae_scale_factor_temporal + 1
+    size = (clip.height // factors.vae_scale_factor_spatial, clip.width // factors.vae_scale_factor_spatial)
+    latents = torch.zeros(1, channels, frames, *size, dtype=vae.dtype, device="meta")
+    given = [*vae.parameters(), *vae.buffers()]
+    with torch.no_grad(), torch.device("meta"), fused_attention(), LiveBytes(given) as live:
+        vae.decode(latents, return_dict=False)
+    return live.peak - live.start
+
+
+def _counted(model: Blueprint, key: Any, count: Callable[[], dict[str, int]]) -> dict[str, int]:
+    if key not in model.counted:
+        model.counted[key] = count()
+    return model.counted[key]
+
+
+def forecast(model: Blueprint, clip: Clip, settings: TTOSettings | None, plan: Plan) -> Forecast:
+    """What a clip needs with this model and plan; without settings no more than the plain sampling.
+
+    The plan's base is the model's own: a blueprint is made for it.
+    """
+    # Of the settings, only what changes the memory: others share one count.
+    step = _counted(model, ("step", clip), lambda: {"working memory": count_step(model, clip)})
+    decoding = _counted(model, ("decode", clip), lambda: {"decoding": count_decoding(model, clip)})
+    vae = held(model.vae)
+    idle = {} if plan.offload else {"text encoder": model.text_encoder, "VAE": vae}
+    other = {} if plan.offload or model.experts == 1 else {"other expert": model.transformer}
+    transformer = {"transformer": model.transformer}
+    phases = {
+        "encode": {"text encoder": model.text_encoder}
+        | ({} if plan.offload else {"VAE": vae} | transformer | other)
+    }
+    adapter = {}
+    if settings is not None and settings.iterations:
+        settings = settings.model_copy(update={"checkpointing": plan.checkpointing})
+        names = {"layers", "rank", "scope", "joint_map", "prefix_cache", "early_exit", "checkpointing"}
+        key = (clip, json.dumps(settings.model_dump(include=names), sort_keys=True))
+        chosen = settings
+        parts = _counted(model, key, lambda: count_iteration(model, clip, chosen))
+        late = sum(model.blocks[max(settings.layers) + 1 :]) if plan.resident_blocks else 0
+        phases["optimise"] = idle | other | {"transformer": model.transformer - late} | parts
+        adapter = {"adapter and optimiser": parts["adapter and optimiser"]}
+    phases["sample"] = idle | other | transformer | adapter | step
+    phases["decode"] = {"VAE": vae} | decoding
+    if not plan.offload:
+        phases["decode"] |= {"text encoder": model.text_encoder} | transformer | other
+    return Forecast(phases)
