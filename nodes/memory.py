@@ -9,7 +9,8 @@ from comfy_api.latest import io, ui
 from ..ttom_core.memory.embedding import text_embedder
 from ..ttom_core.memory.pack import export_pack, import_pack, plan_import, printable
 from ..ttom_core.memory.recall import insert, learn, recall, scene_of
-from ..ttom_core.optimize import PRESETS
+from ..ttom_core.optimize import PRESETS, insist_on_layers
+from ..ttom_core.probe import chosen_layers
 from . import host
 from .types import BackboneSocket, LayoutSocket, MemorySocket, RecallSocket, Solved, SolvedSocket
 
@@ -100,6 +101,12 @@ class MemoryRead(io.ComfyNode):
                     "counts always have to be the same.",
                 ),
                 io.Int.Input("top_k", default=5, min=1, max=100, tooltip="So many entries are averaged."),
+                io.String.Input(
+                    "layers",
+                    default="",
+                    optional=True,
+                    tooltip="The sampler's own layers: entries made with others could not be used there.",
+                ),
             ],
             outputs=[
                 RecallSocket.Output("recall", display_name="recall"),
@@ -117,8 +124,11 @@ class MemoryRead(io.ComfyNode):
         preset: str,
         threshold: float,
         top_k: int,
+        layers: str = "",
     ) -> io.NodeOutput:
         settings = PRESETS[preset]
+        chosen = chosen_layers(layers, backbone.fingerprint) if layers.strip() else settings.layers
+        insist_on_layers(chosen, backbone)
         known = recall(
             memory,
             scene_of(prompt, layout, _embedder(backbone)),
@@ -126,7 +136,7 @@ class MemoryRead(io.ComfyNode):
             threshold=threshold,
             top_k=top_k,
             rank=settings.rank,
-            modules=backbone.adapter_modules(settings.layers, settings.scope).keys(),
+            modules=backbone.adapter_modules(chosen, settings.scope).keys(),
         )
         lines = [f"{_line(hit.entry)}: {printable(hit.why)}" for hit in known.hits]
         return _told("\n".join([*lines, *known.skipped]) or "Nothing is known of this scene yet.", known)

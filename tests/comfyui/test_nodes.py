@@ -78,7 +78,7 @@ SOCKETS = {
     ),
     "TTOM_MemoryOpen": (["name", "read_only", "max_entries"], ["TTOM_MEMORY"]),
     "TTOM_MemoryRead": (
-        ["memory", "backbone", "layout", "prompt", "preset", "threshold", "top_k"],
+        ["memory", "backbone", "layout", "prompt", "preset", "threshold", "top_k", "layers"],
         ["TTOM_RECALL", "STRING"],
     ),
     "TTOM_MemoryInsert": (["memory", "backbone", "solved", "pinned", "note"], ["TTOM_MEMORY", "STRING"]),
@@ -345,6 +345,30 @@ def test_what_was_recalled_can_be_used_as_it_is(comfyui: Any) -> None:
     assert all("optimising" not in words for words in run.texts)
     base = comfyui.run(base_graph())
     assert (pictures(comfyui, run, "save") != pictures(comfyui, base, "save")).any()
+
+
+def test_what_was_made_with_other_layers_is_not_recalled(comfyui: Any) -> None:
+    """The layers that both nodes are given decide, not the preset's own."""
+    graph = memory_graph()
+    graph["open"]["inputs"]["name"] = "artist four"
+    for name in ("read", "tto"):
+        graph[name]["inputs"]["layers"] = "0"
+    graph["why"] = node("PreviewAny", source=["read", 1])
+    assert "inserted" in text(comfyui.run(graph), "learn")
+    known = comfyui.run(graph)
+    assert "made with other layers" not in text(known, "why")
+    assert "updated 1" in text(known, "learn") or "kept as it was" in text(known, "learn")
+    graph.pop("learn")
+    graph["browse"]["inputs"]["memory"] = ["open", 0]
+    for name in ("read", "tto"):
+        graph[name]["inputs"]["layers"] = "0,1"
+    other = comfyui.run(graph)
+    assert other.end == "success", other.error
+    assert "made with other layers" in text(other, "why")
+    graph["read"]["inputs"]["layers"] = "9999"
+    missing = comfyui.run(graph)
+    assert missing.end == "error"
+    assert "9999" in missing.error and len(missing.error.strip().splitlines()) == 1
 
 
 def probe_graph(prompt: str = "a red circle") -> Graph:
