@@ -240,6 +240,37 @@ def test_identities_that_change_hands_are_given_back() -> None:
     assert speeds < MAX_SPEED and len(done) == 2 and not check(mended, "two dogs")
 
 
+# Easing -------------------------------------------------------------------------------------------
+
+
+def eased(item: TrackedObject, *eases: str) -> TrackedObject:
+    """The object with these easings of its first keyframes."""
+    keys = [k.model_copy(update={"ease": e}) for k, e in zip(item.keyframes, eases, strict=False)]
+    return item.model_copy(update={"keyframes": (*keys, *item.keyframes[len(keys) :])})
+
+
+@pytest.mark.parametrize("ease", ["linear", "in", "out", "in_out", "hold"])
+@pytest.mark.parametrize("count", [2, 4, 300])
+def test_the_checks_see_the_boxes_where_easing_puts_them(ease: str, count: int) -> None:
+    places = [(k / (count - 1), 0.2 + 0.6 * (k % 2), 0.5) for k in range(count)]
+    item = eased(thing("dog", *places), *[ease] * (count - 1))
+    layout = Layout(objects=(item, still("cat", 0.3, 0.3)))
+    np.testing.assert_allclose(World.of(layout).boxes(GRID), layout.boxes(GRID), atol=1e-9)
+
+
+def test_a_fall_that_is_held_in_the_air_is_found() -> None:
+    fall = thing("leaf", (0, 0.5, 0.1), (0.3, 0.5, 0.4), (1, 0.5, 0.8))
+    assert not faults("a leaf falls to the ground", fall)
+    assert not faults("a leaf falls to the ground", eased(fall, "in"))
+    assert "hang in the air" in faults("a leaf falls to the ground", eased(fall, "linear", "hold"))
+
+
+def test_a_held_keyframe_is_a_jump() -> None:
+    run = thing("dog", (0, 0.1, 0.5), (1, 0.9, 0.5))
+    assert not faults("a dog runs to the right", eased(run, "in_out"))
+    assert "jumps" in faults("a dog runs to the right", eased(run, "hold"))
+
+
 # The camera ---------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from ..layout import Box, Keyframe, Layout, LayoutError, TrackedObject, frame_ti
 
 MIN_SIDE = 0.02  # of the canvas; what is smaller holds no latent token
 MIN_VISIBLE = 0.2  # share of an object's area within the frame from which on it counts as on stage
+MAX_KEYFRAMES = 100
 GRID = frame_times(21)  # where a moving camera is sampled: Wan's latent frames, and the checks' frames
 
 
@@ -48,7 +49,7 @@ class WorldObject(Form):
     enter: float
     leave: float
     resizes: str
-    keyframes: tuple[WorldKeyframe, ...] = Field(min_length=1, max_length=100)
+    keyframes: tuple[WorldKeyframe, ...] = Field(min_length=1, max_length=MAX_KEYFRAMES)
 
 
 class View(Form):
@@ -70,7 +71,7 @@ class World(Form):
 
     @classmethod
     def of(cls, layout: Layout) -> World:
-        """A layout as a world filmed by a camera at rest; `project` gives it back."""
+        """A layout as a world filmed by a camera at rest; `project` gives it back, eased ways spelled out."""
         objects = [
             WorldObject(
                 id=o.id,
@@ -79,7 +80,7 @@ class World(Form):
                 enter=o.enter,
                 leave=o.leave,
                 resizes="",
-                keyframes=tuple(WorldKeyframe(time=k.time, **k.box.model_dump()) for k in o.keyframes),
+                keyframes=_spelled_out(o),
             )
             for o in layout.objects
         ]
@@ -111,6 +112,25 @@ class World(Form):
             boxes[..., :2] = 0.5 + (boxes[..., :2] - np.stack([x, y], -1)) * zoom[:, None]
             boxes[..., 2:] *= zoom[:, None]
         return boxes
+
+
+def _spelled_out(item: TrackedObject) -> tuple[WorldKeyframe, ...]:
+    """An object's keyframes for the world, which moves evenly: what is eased has the frames of GRID between.
+
+    Of more keyframes than a world holds, as detections have, GRID's are taken.
+    """
+    keys = item.keyframes
+    times = {k.time for k in keys}
+    for start, end in pairwise(keys):
+        if start.ease != "linear":
+            times |= {t for t in GRID.tolist() if start.time < t < end.time}
+    if len(times) > MAX_KEYFRAMES:
+        times = {keys[0].time, keys[-1].time} | {t for t in GRID.tolist() if keys[0].time < t < keys[-1].time}
+    at = sorted(times)
+    sides = item.boxes(at).tolist()
+    return tuple(
+        WorldKeyframe(time=time, x=x, y=y, w=w, h=h) for time, (x, y, w, h) in zip(at, sides, strict=True)
+    )
 
 
 def project(world: World, prompt: str = "", planner: str = "hand") -> tuple[Layout, list[str]]:
