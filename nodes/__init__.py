@@ -28,6 +28,8 @@ from .memory import (
     MemoryRead,
     MemoryUpdate,
 )
+from .native import EncodePrompt, LoRASampler, PatchModel
+from .parts import PipelineParts
 from .pictures import AttentionPreview, Compare, LayoutPreview, LossCurve
 from .planning import LanguageModel, LayoutPlanner
 from .sampling import LoadModel, TTOSampler
@@ -44,4 +46,6 @@ class TTOMExtension(ComfyExtension):
         planning = [LanguageModel, LayoutPlanner, LayoutEditor, LayoutPreview]
         conversion = [LayoutFromBoxes, LayoutFromMask, LayoutFromTracks, LayoutToBoxes, LayoutToTracks]
         pictures = [AttentionPreview, Compare, LossCurve]
-        return [LoadModel, *planning, *conversion, SoftMask, TTOSampler, AttentionProbe, *pictures, *memory]
+        native = [LoRASampler, PatchModel, EncodePrompt, PipelineParts]
+        sampling = [LoadModel, SoftMask, TTOSampler, AttentionProbe, *native]
+        return [*sampling, *planning, *conversion, *pictures, *memory]

@@ -13,6 +13,7 @@ from comfy.model_management import get_torch_device, throw_exception_if_processi
 from comfy.utils import ProgressBar
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..ttom_core.backbones.names import native_name
 from ..ttom_core.errors import TTOMError
 
 if TYPE_CHECKING:
@@ -26,14 +27,6 @@ DEMO = "demo"
 _ROOT = Path(__file__).parent.parent
 _DEMO_FOLDER = _ROOT / "demo" / "model"
 _STARTER_FOLDER = _ROOT / "memory_store" / "starter"
-
-# diffusers' names of a cross-attention's linears, and what ComfyUI calls the same layers of Wan.
-_COMFY_NAMES = {
-    "attn2.to_q": "cross_attn.q",
-    "attn2.to_k": "cross_attn.k",
-    "attn2.to_v": "cross_attn.v",
-    "attn2.to_out.0": "cross_attn.o",
-}
 
 
 def model_folders() -> dict[str, Path]:
@@ -147,10 +140,9 @@ def lora_model(adapter: Adapter) -> dict[str, torch.Tensor]:
     import torch
 
     lora: dict[str, torch.Tensor] = {}
+    is_wan = adapter.fingerprint.startswith("wan-")
     for module, (down, up) in adapter.weights.items():
-        name = f"diffusion_model.{module}"
-        for theirs, ours in _COMFY_NAMES.items():
-            name = name.replace(theirs, ours)
+        name = f"diffusion_model.{native_name(module) if is_wan else module}"
         lora[f"{name}.lora_A.weight"] = down.detach().cpu().contiguous()
         lora[f"{name}.lora_B.weight"] = up.detach().cpu().contiguous()
         lora[f"{name}.alpha"] = torch.tensor(float(adapter.alpha))

@@ -1,0 +1,259 @@
+"""All that depends on how ComfyUI samples: every fact here may change with its version.
+
+Tried on 0.3.64. Used are the wrappers of `comfy.patcher_extension`, and in `transformer_options` the
+replacement of blocks (`patches_replace`) and of attention (`optimized_attention_override`). Nothing of
+ComfyUI is edited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import comfy.ops
+import comfy.sample
+import comfy.samplers
+from comfy.latent_formats import Wan21
+from comfy.ldm.modules.attention import attention_pytorch
+from comfy.patcher_extension import WrappersMP
+
+from ..ttom_core.backbones.native import BlockTurn, NativeWan
+from ..ttom_core.backbones.phrases import EncodedPrompt
+from ..ttom_core.errors import TTOMError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+SAMPLERS = list(comfy.samplers.KSampler.SAMPLERS)
+SCHEDULERS = list(comfy.samplers.KSampler.SCHEDULERS)
+PROMPT = "ttom_prompt"  # what a CONDITIONING carries beside its tensor
+_KEY = "ttom"
+_SUPPORTED = "TTOM supports Wan 2.1 and 2.2, for texts and for images"
+_BLOCK = "double_block"  # what Wan's blocks are called among the replacements
+
+Model = Any  # a comfy.model_patcher.ModelPatcher
+Conditioning = list[Any]  # [[tensor, facts], …]
+
+
+# The MODEL ----------------------------------------------------------------------------------------
+
+
+def check_model(model: Model) -> None:
+    """TTOMError for a MODEL that TTOM does not know, or that would not learn what it should."""
+    transformer = model.model.diffusion_model
+    if hasattr(transformer, "_orig_mod") or _has_wrapper(model, "compile"):
+        raise TTOMError(
+            "The MODEL is compiled, which fixes what TTOM changes during its first steps; remove the node "
+            "that compiles it."
+        )
+    if type(transformer).__name__ != "WanModel":
+        raise TTOMError(f"A MODEL of the kind {type(model.model).__name__} is unknown here; {_SUPPORTED}.")
+    if getattr(transformer, "ref_conv", None) is not None:
+        raise TTOMError(f"This Wan takes a reference picture among its video tokens; {_SUPPORTED}.")
+    if model.model.model_config.optimizations.get("fp8") or any(
+        isinstance(part, comfy.ops.fp8_ops.Linear) for part in transformer.modules()
+    ):
+        raise TTOMError(
+            "The MODEL computes in fp8, which is too coarse for gradients; load it with weight_dtype "
+            "fp8_e4m3fn instead of fp8_e4m3fn_fast: it is stored just as small."
+        )
+    if _has_wrapper(model, "cache"):
+        raise TTOMError(
+            "A cache reuses what the MODEL gave at one step in the next, and TTOM changes just that; remove "
+            "the cache node."
+        )
+    if float(model.get_model_object("model_sampling").sigma_max) > 1 + 1e-4:
+        raise TTOMError(
+            "The MODEL's noise levels go beyond 1, so it is not sampled as Wan is; remove the node that "
+            "changes its sampling, other than ModelSamplingSD3 with a shift."
+        )
+
+
+def _has_wrapper(model: Model, word: str) -> bool:
+    options = model.model_options.get("transformer_options", {})
+    kinds = [*model.wrappers.values(), *options.get("wrappers", {}).values()]
+    return any(wrappers and word in str(key) for kind in kinds for key, wrappers in kind.items())
+
+
+def weights_of(model: Model) -> dict[str, Tensor]:
+    """The transformer's tensors by name, without the LoRAs that are merged into them now."""
+    prefix = "diffusion_model."
+    weights = dict(model.model.diffusion_model.named_parameters())
+    for key, kept in model.backup.items():
+        if key.startswith(prefix):
+            weights[key.removeprefix(prefix)] = kept.weight
+    return weights
+
+
+def weight_of(linear: nn.Module, like: Tensor) -> Tensor:
+    """The weight that a linear layer computes with: cast, dequantised, with LoRAs (`frozen.WeightOf`)."""
+    cast = getattr(linear, "cast_bias_weight", None)  # GGUF's layers have their own
+    if cast is not None:
+        return cast(like)[0]
+    if not isinstance(linear, comfy.ops.CastWeightBiasOp):
+        return linear.weight.to(like)
+    weight = comfy.ops.cast_bias_weight(linear, like)[0]
+    scale = getattr(linear, "scale_weight", None)
+    return weight if scale is None else weight * scale.to(weight)
+
+
+def wrapped(model: Model, sample: Callable[..., Any], predict: Callable[..., Any]) -> Model:
+    """A clone of a MODEL whose sampling runs through `sample` and each of its steps through `predict`.
+
+    Both are called as (executor, *args, **kwargs) and return what executor(*args, **kwargs) does.
+    """
+    clone = model.clone()
+    clone.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, _KEY)  # patched twice: the last one counts
+    clone.remove_wrappers_with_key(WrappersMP.PREDICT_NOISE, _KEY)
+    clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, _KEY, sample)
+    clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, _KEY, predict)
+    return clone
+
+
+# One run of a sampler -----------------------------------------------------------------------------
+
+
+def insist_on_one_video(noise: Tensor) -> None:
+    """TTOMError for latents that are more, or none."""
+    if noise.ndim != 5 or noise.shape[0] != 1:
+        raise TTOMError(
+            f"TTOM optimises one video at a time, not latents of {'×'.join(map(str, noise.shape))}; give it "
+            "a video's empty latent with batch_size 1."
+        )
+
+
+def positive_prompt(guider: Any) -> EncodedPrompt:
+    """What the run's positive conditioning was encoded from."""
+    parts = guider.conds.get("positive") or []
+    if len(parts) != 1:
+        raise TTOMError(
+            f"The positive conditioning has {len(parts)} parts; TTOM takes one prompt for the whole video."
+        )
+    if PROMPT not in parts[0]:
+        raise TTOMError(
+            "The positive conditioning does not say where its words are; encode it by Encode Prompt (TTOM)."
+        )
+    return parts[0][PROMPT]
+
+
+def native_backbone(guider: Any, sigmas: list[float]) -> NativeWan:
+    """The run's MODEL as the optimisation sees it."""
+    model = guider.inner_model
+
+    def denoise(latents: Tensor, sigma: Tensor, call: Mapping[str, Any], turn: BlockTurn) -> None:
+        options = _options(call["model_options"], turn, len(model.diffusion_model.blocks))
+        comfy.samplers.calc_cond_batch(model, [guider.conds["positive"]], latents, sigma, options)
+
+    return NativeWan(
+        model.diffusion_model,
+        positive_prompt(guider),
+        sigmas,
+        weights_of(guider.model_patcher),
+        denoise,
+        weight_of,
+    )
+
+
+def _options(model_options: dict[str, Any], turn: BlockTurn, blocks: int) -> dict[str, Any]:
+    """The run's options with its blocks by these turns, and attention that has a backward pass."""
+    transformer = dict(model_options.get("transformer_options", {}))
+    replaced = dict(transformer.get("patches_replace", {}))
+    dit = dict(replaced.get("dit", {}))
+    for index in range(blocks):
+        dit[(_BLOCK, index)] = _block(index, turn, dit.get((_BLOCK, index)))
+    transformer["patches_replace"] = replaced | {"dit": dit}
+    transformer["optimized_attention_override"] = lambda own, *args, **kwargs: attention_pytorch(
+        *args, **kwargs
+    )
+    return model_options | {"transformer_options": transformer}
+
+
+def _block(index: int, turn: BlockTurn, theirs: Callable[..., Any] | None) -> Callable[..., dict[str, Any]]:
+    def replacement(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        def run(state: Tensor) -> Tensor:
+            given = args | {"img": state}
+            return (theirs(given, extra) if theirs else extra["original_block"](given))["img"]
+
+        return {"img": turn(index, run, args["img"])}
+
+    return replacement
+
+
+def sample(
+    model: Model,
+    positive: Conditioning,
+    negative: Conditioning,
+    latent: dict[str, Any],
+    *,
+    seed: int,
+    steps: int,
+    cfg: float,
+    sampler: str,
+    scheduler: str,
+    denoise: float,
+    on_step: Callable[[int], None],
+) -> dict[str, Any]:
+    """What the stock KSampler does with these inputs, `on_step` in place of its progress bar."""
+    latents = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    noise = comfy.sample.prepare_noise(latents, seed, latent.get("batch_index"))
+    samples = comfy.sample.sample(
+        model,
+        noise,
+        steps,
+        cfg,
+        sampler,
+        scheduler,
+        positive,
+        negative,
+        latents,
+        denoise=denoise,
+        noise_mask=latent.get("noise_mask"),
+        callback=lambda step, *_: on_step(step),
+        disable_pbar=True,
+        seed=seed,
+    )
+    return latent | {"samples": samples}
+
+
+# Texts and latents --------------------------------------------------------------------------------
+
+
+def encode(clip: Any, text: str) -> Conditioning:
+    """What the stock CLIPTextEncode gives, with the places of the prompt's words beside it (PROMPT)."""
+    tokens = clip.tokenize(text)
+    read = getattr(clip, "read", None)  # our own text encoders'
+    prompt = read(text) if read is not None else _read(clip, tokens, text)
+    return [[tensor, facts | {PROMPT: prompt}] for tensor, facts in clip.encode_from_tokens_scheduled(tokens)]
+
+
+def _read(clip: Any, tokens: Mapping[str, Any], text: str) -> EncodedPrompt:
+    """Where the pieces that a stock CLIP cut a prompt into lie in the text that they spell.
+
+    Weights, as in (word:1.2), and embeddings are no longer in that text; each embedding's vectors stand in it
+    as one sign that no phrase has.
+    """
+    if len(tokens) != 1:
+        raise TTOMError(
+            f"This CLIP has {len(tokens)} text encoders, and Wan's has one; load it with CLIPLoader and the "
+            "type wan."
+        )
+    (batches,) = tokens.values()
+    spelt, offsets = "", []
+    for token, *_ in (pair for batch in batches for pair in batch):
+        piece = "\ufffc"
+        if isinstance(token, int):
+            ((_, piece),) = clip.tokenizer.untokenize([(token, 1.0)])
+            piece = "" if piece.startswith("<") and piece.endswith(">") else piece.replace("▁", " ")
+        offsets.append((len(spelt), len(spelt) + len(piece)))
+        spelt += piece
+    return EncodedPrompt(text, spelt, tuple(offsets), len(offsets) + 1)  # nothing is cut off
+
+
+def to_wan(latents: Tensor) -> Tensor:
+    """A Wan MODEL's LATENT as its transformer has it: every channel of mean 0 and deviation 1."""
+    return Wan21().process_in(latents)
+
+
+def from_wan(latents: Tensor) -> Tensor:
+    """The inverse of `to_wan`."""
+    return Wan21().process_out(latents)
