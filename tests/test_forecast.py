@@ -6,7 +6,7 @@ import weakref
 import pytest
 import tiny_cogvideox
 import torch
-from conftest import SIZE, build_tiny
+from conftest import PROMPT, SIZE, STEPS, build_tiny
 from torch.profiler import ProfilerActivity, profile
 
 from ttom_core.backbones.cogvideox import CogVideoXBackbone
@@ -15,20 +15,26 @@ from ttom_core.backbones.wan import WanBackbone
 from ttom_core.errors import TTOMError
 from ttom_core.forecast import (
     PLANS,
+    RESERVE,
     Clip,
     LiveBytes,
+    NotEnoughMemory,
     Plan,
     blueprint_of,
     count_decoding,
     count_iteration,
     count_step,
+    fitted,
     forecast,
+    free_memory,
     gib,
     held,
     iterations,
     published,
 )
+from ttom_core.generate import generate
 from ttom_core.optimize import TTOSettings
+from ttom_core.planner import plan as plan_layout
 
 FAMILIES = {
     "wan": lambda: WanBackbone(build_tiny()),
@@ -226,3 +232,53 @@ def test_sizes_of_no_published_model_have_no_default_layers():
     backbone = FAMILIES["wan"]()
     assert default_layers("WanPipeline", backbone.transformer) is None
     assert SIZE["num_frames"] == 5
+
+
+# ---- what fits -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """So much of it can be had, beside what is loaded."""
+
+    def only(size):
+        monkeypatch.setattr("ttom_core.forecast.free_memory", lambda device: round(size / (1 - RESERVE)))
+
+    return only
+
+
+def loaded(backbone):
+    return sum(held(part) for part in backbone.pipeline.components.values() if hasattr(part, "buffers"))
+
+
+def test_checkpointing_is_turned_on_where_it_is_needed_and_only_there(memory, monkeypatch):
+    backbone = FAMILIES["wan"]()
+    settings = SETTINGS.model_copy(update={"layers": (3,)})
+    monkeypatch.setattr("ttom_core.forecast.count_decoding", lambda *_: 0)  # optimising needs the most
+    model, clip = blueprint_of(backbone), Clip(33, 128, 192)
+    plain, saving = (
+        forecast(model, clip, settings, Plan(checkpointing=c)).peak - loaded(backbone) for c in (False, True)
+    )
+    assert saving < plain
+    memory(plain + 1000)
+    assert fitted(backbone, clip, settings).settings == settings
+    memory(plain - 1000)
+    chosen = fitted(backbone, clip, settings)
+    assert chosen.settings == settings.model_copy(update={"checkpointing": True})
+    assert "(checkpointing):" in str(chosen) and "activations" in str(chosen)
+
+
+def test_too_little_memory_is_one_sentence_before_anything_is_computed(memory):
+    backbone = FAMILIES["wan"]()
+    layout = plan_layout(PROMPT)
+    backbone.transformer.register_forward_pre_hook(lambda *_: pytest.fail("the model was called"))
+    memory(1000)
+    for settings in (SETTINGS, None):
+        with pytest.raises(NotEnoughMemory, match=r"^A clip of 5 frames at 16×16 needs .* MiB to ") as told:
+            generate(backbone, PROMPT, layout, settings, steps=STEPS, **SIZE)
+        text = str(told.value)
+        assert text.endswith("make the clip shorter or smaller.") and text.count(". ") == 0
+
+
+def test_free_memory_is_some_of_this_machines():
+    assert 0 < free_memory(torch.device("cpu")) < 2**50

@@ -38,7 +38,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "latents": {*FOUNDATIONS, "attention", "backbones.base", "optimize"},
     "probe": {*FOUNDATIONS, "attention", "backbones.base", "generate"},
     "memory": {*FOUNDATIONS, "planner"},
-    "generate": {*FOUNDATIONS, "attention", "backbones.base", "optimize", "latents", "memory", "planner"},
+    "generate": {
+        *FOUNDATIONS, "attention", "backbones.base", "forecast", "optimize", "latents", "memory", "planner",
+    },
     "evaluation": {*FOUNDATIONS, *SCENE, "backbones", "optimize", "probe", "memory", "generate"},
     "stream": {"layout", "backbones.base", "generate", "memory", "optimize", "planner"},
     "memory_cli": {"memory", "planner"},

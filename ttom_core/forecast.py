@@ -7,6 +7,7 @@ as it goes. Kernels' own workspaces and the allocator's gaps are not in it: `RES
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -14,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,10 @@ from torch.utils._pytree import tree_leaves
 from .adapter import Adapter, attach
 from .attention import PrefixCache
 from .backbones.published import PUBLISHED
+from .backbones.quantization import Base
 from .errors import TTOMError
 from .objectives import alignment_loss
+from .optimize import insist_on_layers
 
 if TYPE_CHECKING:
     from .backbones.pipeline import PipelineBackbone
@@ -36,7 +39,6 @@ GIB = 2**30
 RESERVE = 0.05  # of the free memory, left to kernels' workspaces and the allocator's gaps
 PHRASES = 4  # whose maps are counted: hardly more than nothing each
 ADAMW_STATES = 2  # moments, beside the parameter itself
-Base = Literal["full", "fp8", "int8", "nf4"]
 # Bytes a weight of the blocks' linear layers: nf4 has an fp32 scale for every 64.
 WEIGHT_BYTES: dict[Base, float] = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
 
@@ -408,8 +410,10 @@ def forecast(model: Blueprint, clip: Clip, settings: TTOSettings | None, plan: P
         | ({} if plan.offload else {"VAE": vae} | transformer | other)
     }
     adapter = {}
-    if settings is not None and settings.iterations:
+    if settings is not None and (settings.iterations or settings.latents):
         settings = settings.model_copy(update={"checkpointing": plan.checkpointing})
+        if settings.latents is not None:  # whose gradients need the way from the first block on
+            settings = settings.model_copy(update={"scope": "reachable", "prefix_cache": False})
         names = {"layers", "rank", "scope", "joint_map", "prefix_cache", "early_exit", "checkpointing"}
         key = (clip, json.dumps(settings.model_dump(include=names), sort_keys=True))
         chosen = settings
@@ -422,3 +426,86 @@ def forecast(model: Blueprint, clip: Clip, settings: TTOSettings | None, plan: P
     if not plan.offload:
         phases["decode"] |= {"text encoder": model.text_encoder} | transformer | other
     return Forecast(phases)
+
+
+# ---- what fits -----------------------------------------------------------------------------------
+
+
+def free_memory(device: torch.device) -> int:
+    """The bytes that could still be taken on a device; what torch has set aside and not in use counts."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    import psutil  # type: ignore[import-untyped]
+
+    return int(psutil.virtual_memory().available)
+
+
+class Fit(NamedTuple):
+    """Settings that fit, what they need, and the bytes that can be had."""
+
+    settings: TTOSettings | None
+    plan: Plan
+    needed: Forecast
+    free: int
+
+    def __str__(self) -> str:
+        return f"{gib(self.needed.peak)} of {gib(self.free)} ({self.plan}):\n{self.needed}"
+
+
+def fitted(backbone: Any, clip: Clip, settings: TTOSettings | None) -> Fit:
+    """The settings, with checkpointing and resident blocks only if without them the memory is too little.
+
+    `backbone` is a loaded `PipelineBackbone`. NotEnoughMemory, in one sentence with what would help, if it is
+    too little in any case. Nothing is loaded or computed for it.
+    """
+    if settings is not None:
+        insist_on_layers(settings.layers, backbone)
+    pipeline, model = backbone.pipeline, blueprint_of(backbone)
+    device = torch.device(pipeline._execution_device)
+    loaded = sum(held(part, device) for part in pipeline.components.values() if isinstance(part, nn.Module))
+    free = loaded + int(free_memory(device) * (1 - RESERVE))
+    offload = bool(getattr(pipeline, "_all_hooks", None))
+    for plan in _within_reach(settings, offload, device):
+        needed = forecast(model, clip, settings, plan)
+        if needed.peak <= free:
+            changes = {"checkpointing": plan.checkpointing, "resident_blocks": plan.resident_blocks}
+            return Fit(settings and settings.model_copy(update=changes), plan, needed, free)
+    parts = needed.phases[needed.fullest]
+    largest = sorted(parts, key=lambda part: -parts[part])[:3]
+    raise NotEnoughMemory(
+        f"A clip of {clip.num_frames} frames at {clip.width}×{clip.height} needs {gib(needed.peak)} to "
+        f"{needed.fullest} ({', '.join(f'{part} {gib(parts[part])}' for part in largest)}), and of {device} "
+        f"{gib(free)} can be had; {_advice(model, clip, settings, free, device)}."
+    )
+
+
+def _within_reach(settings: TTOSettings | None, offload: bool, device: torch.device) -> Iterator[Plan]:
+    """Plans that a loaded model can take, the fastest first."""
+    if settings is None:
+        yield Plan(offload)
+        return
+    can_move = device.type != "cpu" and settings.early_exit
+    for resident in (False, True) if can_move else (settings.resident_blocks,):
+        for checkpointing in (False, True):
+            if checkpointing >= settings.checkpointing and resident >= settings.resident_blocks:
+                yield Plan(offload, checkpointing, resident)
+
+
+def _advice(
+    model: Blueprint, clip: Clip, settings: TTOSettings | None, free: int, device: torch.device
+) -> str:
+    if device.type != "cpu":
+        for plan in PLANS[1:]:
+            if forecast(_in_base(model, plan.base), clip, settings, plan).peak <= free:
+                words = ["offload=True"] * plan.offload + [f'base="{plan.base}"'] * (plan.base != "full")
+                return f"load the model with {' and '.join(words)}"
+    return "make the clip shorter or smaller"
+
+
+def _in_base(model: Blueprint, base: Base) -> Blueprint:
+    """About the same model with other weights: what is counted is left as it is."""
+    if base == "full":
+        return model
+    factor = WEIGHT_BYTES.get(base, 1.0) / model.dtype.itemsize
+    return dataclasses.replace(model, blocks=tuple(round(size * factor) for size in model.blocks))

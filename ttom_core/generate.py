@@ -18,6 +18,7 @@ import torch
 from .adapter import Adapter
 from .backbones.base import Backbone
 from .errors import TTOMError
+from .forecast import Clip, fitted
 from .latents import LatentGuidance
 from .layout import Layout
 from .masks import soft_masks
@@ -67,14 +68,16 @@ def generate(
 
     `settings=None` is the plain base model. `adapter` is where the optimisation starts (from a memory).
     Raising inside `on_progress` interrupts the run; whatever happens, the model is left as it was found.
-    The same seed gives the same noise with and without optimisation, unless `settings.latents` choose
-    among several.
+    Checkpointing is turned on where the memory is too little without it, and NotEnoughMemory raised at once
+    where it is too little with it. The same seed gives the same noise with and without optimisation, unless
+    `settings.latents` choose among several.
     """
     if not prompt.strip():
         raise TTOMError("The prompt is empty; describe what the video should show.")
     backbone.check_size(num_frames, height, width)
     if settings is not None and layout is None:
         raise TTOMError("Test-time optimisation needs a layout; plan one or draw one.")
+    settings = fitted(backbone, Clip(num_frames, height, width), settings).settings
     started = time.perf_counter()
     report = Reporter(steps, on_progress)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .adapter import Adapter, AttachedAdapter, attach, init_adapter
 from .attention import JointMap, PrefixCache
-from .backbones.base import Denoiser, Optimisable
+from .backbones.base import Denoiser, Movable, Optimisable
 from .errors import TTOMError
 from .masks import SoftMasks
 from .objectives import alignment_loss
@@ -84,6 +84,9 @@ class TTOSettings(BaseModel):
     prefix_cache: bool = True
     early_exit: bool = True
     checkpointing: bool = Field(False, description="compute activations anew; done where memory is short")
+    resident_blocks: bool = Field(
+        False, description="blocks behind the deepest loss layer wait off the device; needs early_exit"
+    )
     latents: LatentSettings | None = Field(None, description="move the latents too")
 
 
@@ -209,6 +212,10 @@ class TTO:
         keep_maps: bool = False,
     ) -> None:
         insist_on_layers(settings.layers, backbone)
+        if settings.resident_blocks and not (settings.early_exit and isinstance(backbone, Movable)):
+            raise TTOMError(
+                "resident_blocks needs early_exit and a model whose blocks TTOM may move itself; turn it off."
+            )
         if adapter is not None and adapter.fingerprint != backbone.fingerprint:
             raise TTOMError(
                 f"The adapter was made with {adapter.fingerprint}, this model is "
@@ -326,6 +333,12 @@ class TTO:
 
     def _optimise(self, call: dict[str, Any], rows: list[int], sigma: float) -> None:
         """All iterations of one denoising step."""
+        with ExitStack() as stack:
+            if self.settings.resident_blocks and isinstance(self.backbone, Movable):
+                stack.enter_context(self.backbone.resident(max(self.settings.layers)))
+            self._iterate(call, rows, sigma)
+
+    def _iterate(self, call: dict[str, Any], rows: list[int], sigma: float) -> None:
         assert self._attached is not None
         settings = self.settings
         prefix = PrefixCache(self._first_block) if settings.prefix_cache else None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import TTOMError
 from .folder import is_damaged, model_files
+from .quantization import Base, check_base
 
 if TYPE_CHECKING:
     from .base import Backbone
@@ -33,13 +34,17 @@ def load(
     dtype: Any = None,
     *,
     transformer: str | Path | None = None,
+    base: Base = "full",
+    offload: bool = False,
 ) -> Backbone:
     """Load a model as a backbone; fp32 on a CPU, bf16 on a GPU unless said otherwise.
 
     `model` is a diffusers folder or a Hub id ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers"), which is downloaded once
     and then found without a network. `transformer` is a single-file transformer to use in place of the
     folder's, as ComfyUI keeps them in models/diffusion_models (Wan only); the folder's own weights may then
-    be missing. ModelError names every missing or damaged file before anything is loaded.
+    be missing. `base` stores the transformer's weights in fp8, int8 (torchao) or nf4 (bitsandbytes);
+    `offload` keeps text encoder, transformer and VAE on the device only while each works, which needs a GPU.
+    ModelError names every missing or damaged file before anything is loaded.
     """
     folder = _folder_of(model)
     try:
@@ -54,6 +59,11 @@ def load(
         raise ModelError(f"{folder} holds a {family}, which TTOM does not know; it knows {known}.")
     module, name = BACKBONES[family]
     single = _single_file(transformer) if transformer is not None else None
+    check_base(base, single is not None)
+    if offload and (device or _best_device()) == "cpu":
+        raise ModelError(
+            "Offloading moves idle parts from a GPU to the CPU, and there is no GPU; leave it out."
+        )
     files = list(model_files(folder, listing, without=() if single is None else ("transformer",)))
     if missing := [path for path in files if not path.is_file()]:
         raise ModelError(f"{folder} lacks {_listed(folder, missing)}; download the model again.")
@@ -64,7 +74,7 @@ def load(
         )
     cls = getattr(importlib.import_module(f".{module}", __name__), name)
     try:
-        backbone: Backbone = cls.from_folder(folder, device, dtype, single)
+        backbone: Backbone = cls.from_folder(folder, device, dtype, single, base, offload)
     except TTOMError:
         raise
     except Exception as error:  # whatever a damaged file makes the libraries raise
@@ -76,6 +86,12 @@ def load(
             f"{folder} could not be loaded ({_reason(error)}); download the model again."
         ) from error
     return backbone
+
+
+def _best_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _folder_of(model: str | Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,14 @@ class Denoiser(Protocol):
     def named_modules(self) -> Iterable[tuple[str, nn.Module]]: ...
 
     def register_forward_pre_hook(self, hook: Callable[..., None], *, with_kwargs: bool) -> Any: ...
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """A model whose blocks can be moved one by one."""
+
+    def resident(self, last: int) -> AbstractContextManager[None]:
+        """Keep the blocks behind this one off the device for the length of a `with` block."""
 
 
 class Optimisable(Protocol):

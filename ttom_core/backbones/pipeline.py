@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -30,6 +30,7 @@ from ..attention import (
 from ..errors import TTOMError
 from .fingerprint import fingerprint
 from .phrases import EncodedPrompt
+from .quantization import Base, cast_weights, quantized_loading
 from .scheduler import stepping_from
 from .traps import refuse_untrainable
 
@@ -89,6 +90,8 @@ class PipelineBackbone(ABC):
         device: str | None,
         dtype: torch.dtype | None,
         transformer: Path | None = None,
+        base: Base = "full",
+        offload: bool = False,
     ) -> PipelineBackbone:
         """Load a complete diffusers folder, with a single-file transformer in place of its own if given."""
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -102,10 +105,18 @@ class PipelineBackbone(ABC):
                 local_files_only=True,
                 use_safetensors=True,  # never a pickle
                 **cls._own_parts(folder, dtype, transformer),
+                **quantized_loading(base, dtype),
             )
         clip = folder / "clip.json"  # what the model was trained to make
         fps = json.loads(clip.read_text())["fps"] if clip.exists() else None
-        return cls(pipeline.to(device), fps)
+        if offload:
+            pipeline.enable_model_cpu_offload(device=device)
+        else:
+            pipeline.to(device)
+        backbone = cls(pipeline, fps)
+        if base == "fp8":  # after the fingerprint: the model and its adapters stay the same
+            cast_weights(pipeline, dtype)
+        return backbone
 
     @classmethod
     def _own_parts(cls, folder: Path, dtype: torch.dtype, transformer: Path | None) -> dict[str, Any]:
@@ -285,6 +296,21 @@ class PipelineBackbone(ABC):
             pass
         return probe.maps
 
+    @contextmanager
+    def resident(self, last: int) -> Iterator[None]:
+        """Keep the blocks behind this one off the device for the length of a `with` block."""
+        late = self.blocks[last + 1 :]
+        devices = [next(block.parameters()).device for block in late]
+        # Cut off, not only moved: a hook that brings the model to its device leaves them where they are.
+        setattr(self.transformer, self.blocks_name, self.blocks[: last + 1])
+        try:
+            late.to("cpu")
+            yield
+        finally:
+            setattr(self.transformer, self.blocks_name, self.blocks)
+            for block, device in zip(late, devices, strict=True):
+                block.to(device)
+
     # Sampling -------------------------------------------------------------------------------------
 
     def latents_moved(self, move: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
@@ -314,7 +340,9 @@ class PipelineBackbone(ABC):
             return tensors
 
         video = self.pipeline(
-            prompt=prompt,
+            # Encoded here, once: when the optimisation looks for it, an offloading pipeline would have to
+            # bring the text encoder back beside the transformer.
+            prompt_embeds=self.encode(prompt),
             negative_prompt=negative_prompt,
             num_frames=num_frames,
             height=height,
