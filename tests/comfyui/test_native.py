@@ -132,3 +132,172 @@ def test_the_native_road_optimises_as_the_other_and_leaves_the_model(native: Any
     bar = [(value, total) for name, value, total in whole.progress if name == "tto"]
     assert bar[-1][0] == bar[-1][1] > STEPS
     assert len({total for _, total in bar}) == 1
+
+
+def test_a_cancel_leaves_the_model_as_it_was(native: Any) -> None:
+    before = frames(native, native.run(loaded(**shown("base", ksampler(seed=8)))), "base")
+    cut = native.run(loaded(**shown("tto", sampler(masks=["soften", 0], seed=8))), interrupt_at=2)
+    assert cut.end == "interrupted"
+    assert "optimising" in cut.texts[-1]
+    again = native.run(loaded(**shown("base", ksampler(seed=8, denoise=0.99999))))
+    assert "unet" in again.cached
+    np.testing.assert_array_equal(frames(native, again, "base"), before)
+
+
+def test_a_patched_model_composes_in_any_sampler_and_its_other_branch_does_not(native: Any) -> None:
+    """The same seed and schedule give the same video by all three roads."""
+    seed = 9
+    graph = loaded(
+        patch=node("TTOM_PatchModel", model=["shift", 0], masks=["soften", 0], preset="demo"),
+        noise=node("RandomNoise", noise_seed=seed),
+        guider=node("CFGGuider", model=["patch", 0], positive=["pos", 0], negative=["neg", 0], cfg=4.0),
+        euler=node("KSamplerSelect", sampler_name="euler"),
+        sigmas=node("BasicScheduler", model=["shift", 0], scheduler="simple", steps=STEPS, denoise=1.0),
+        **shown("tto", sampler(masks=["soften", 0], seed=seed)),
+        **shown("patched", ksampler("patch", seed=seed)),
+        **shown("branch", ksampler(seed=seed)),
+        **shown(
+            "custom",
+            node(
+                "SamplerCustomAdvanced",
+                noise=["noise", 0], guider=["guider", 0], sampler=["euler", 0], sigmas=["sigmas", 0],
+                latent_image=["latent", 0],
+            ),
+        ),
+    )  # fmt: skip
+    run = native.run(graph)
+    tto, patched, custom = (frames(native, run, name) for name in ("tto", "patched", "custom"))
+    np.testing.assert_array_equal(patched, tto)
+    np.testing.assert_array_equal(custom, tto)
+    assert any("optimising step" in text for text in run.texts)
+    branch = frames(native, run, "branch")
+    assert (branch != tto).any()
+    base = native.run(loaded(**shown("base", ksampler(seed=seed, denoise=0.99999))))
+    np.testing.assert_array_equal(frames(native, base, "base"), branch)
+
+
+SAMPLERS = ["heun", "dpm_2", "dpmpp_2m", "dpmpp_sde", "uni_pc", "dpm_fast", "lcm", "res_multistep", "er_sde"]
+
+
+def test_every_kind_of_sampler_is_optimised_once_a_step(native: Any) -> None:
+    """Some call the model twice a step, between the steps' noise levels, or at levels of their own."""
+    steps = 6
+    graph = loaded()
+    for name in SAMPLERS:
+        graph[name] = sampler(masks=["soften", 0], sampler_name=name, steps=steps)
+        graph[f"{name} loss"] = node("PreviewAny", source=[name, 2])
+    run = native.run(graph)
+    assert run.end == "success", run.error
+    for name in SAMPLERS:
+        told = ast.literal_eval(run.outputs[f"{name} loss"]["text"][0])
+        each = [told["step"].count(step) for step in sorted(set(told["step"]))]
+        assert max(each) <= 8, name
+        assert 1 <= len(each) <= steps, name
+        assert told["sigma"] == sorted(told["sigma"], reverse=True), name
+        assert min(told["loss"]) < told["loss"][0], name
+
+
+def test_fp8_weights_optimise_as_the_same_weights_uncompressed_do(native: Any) -> None:
+    """Stored in fp8 and cast for use, against a file of the very weights that fp8 can hold."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = native.base / "models" / "diffusion_models"
+    rounded = {
+        name: tensor.float() if name.startswith("patch_embedding") else tensor.to(torch.float8_e4m3fn).float()
+        for name, tensor in load_file(folder / FILE).items()
+    }
+    save_file(rounded, folder / "rounded.safetensors")
+    graph = loaded(**composed())
+    graph["unet"]["inputs"]["weight_dtype"] = "fp8_e4m3fn"
+    stored = native.run(graph)
+    assert stored.end == "success", stored.error
+    graph["unet"]["inputs"] |= {"unet_name": "rounded.safetensors", "weight_dtype": "default"}
+    reference = native.run(graph)
+    assert reference.end == "success", reference.error
+    assert losses(stored) == pytest.approx(losses(reference), abs=1e-6)
+    np.testing.assert_array_equal(frames(native, stored, "tto"), frames(native, reference, "tto"))
+
+
+def test_a_memory_and_a_lora_file_travel_between_the_roads(native: Any) -> None:
+    """Learnt here, it is found and used there; the stock LoRA loader makes the same video of it."""
+    layers = "0,1,2,3"
+    learnt = loaded(
+        tto=sampler(masks=["soften", 0], preset="released", layers=layers),
+        keep=node("SaveLoRANode", lora=["tto", 1], prefix="loras/travels"),
+        open=node("TTOM_MemoryOpen", name="native", read_only=False, max_entries=0),
+        insert=node(
+            "TTOM_MemoryInsert",
+            memory=["open", 0], backbone=["load", 0], solved=["tto", 3], pinned=False, note="",
+        ),
+        told=node("PreviewAny", source=["insert", 1]),
+    )  # fmt: skip
+    run = native.run(learnt)
+    assert run.end == "success", run.error
+
+    read = node(
+        "TTOM_MemoryRead",
+        memory=["open", 0], backbone=["load", 0], layout=["plan", 0], prompt=PROMPT, preset="paper",
+        threshold=0.5, top_k=1, layers=layers,
+    )  # fmt: skip
+    use: Graph = {"masks": ["soften", 0], "preset": "paper", "recall": ["read", 0], "optimise": False}
+    (saved,) = (native.base / "output" / "loras").glob("travels*.safetensors")
+    (native.base / "models" / "loras").mkdir(parents=True, exist_ok=True)
+    (native.base / "models" / "loras" / "travels.safetensors").write_bytes(saved.read_bytes())
+    graph = loaded(
+        open=learnt["open"],
+        read=read,
+        why=node("PreviewAny", source=["read", 1]),
+        style=node(
+            "LoraLoaderModelOnly", model=["shift", 0], lora_name="travels.safetensors", strength_model=1.0
+        ),
+        there=node(
+            "TTOM_TTOSampler",
+            backbone=["load", 0], prompt=PROMPT, negative_prompt="", seed=7, steps=STEPS, guidance_scale=4.0,
+            num_frames=21, width=64, height=64, **use,
+        ),
+        seen=node("SaveImage", images=["there", 0], filename_prefix="there"),
+        **shown("recalled", sampler(**use)),
+        **shown("stock", ksampler("style")),
+        **shown("base", ksampler()),
+    )  # fmt: skip
+    run = native.run(graph)
+    assert run.end == "success", run.error
+    assert PROMPT in run.outputs["why"]["text"][0]
+    recalled, stock, base = (
+        frames(native, run, name).astype(float) for name in ("recalled", "stock", "base")
+    )
+    changed = np.abs(recalled - base).mean()
+    assert changed > 0
+    assert np.abs(recalled - stock).mean() < changed / 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"latent": {"batch_size": 2}}, "batch_size 1"),
+        ({"tto": {"positive": ["neg", 0]}}, "Encode Prompt (TTOM)"),
+        ({"tto": {"layers": "99"}}, "Layer 99 does not exist"),
+        ({"tto": {"denoise": 0.2}}, "there is nothing to optimise in"),
+        ({"pos": {"prompt": "a green triangle"}}, "is not in the prompt"),
+        ({"unet": {"weight_dtype": "fp8_e4m3fn_fast"}}, "fp8_e4m3fn instead"),
+        ({"tto": {"model": ["compiled", 0]}}, "compiled"),
+        ({"tto": {"model": ["cached", 0]}}, "remove the cache node"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_what_cannot_work_is_refused_in_one_sentence(native: Any, changes: Graph, words: str) -> None:
+    graph = loaded(
+        compiled=node("TorchCompileModel", model=["shift", 0], backend="inductor"),
+        cached=node(
+            "EasyCache", model=["shift", 0], reuse_threshold=0.2, start_percent=0.15, end_percent=0.95,
+            verbose=False,
+        ),
+        **shown("tto", sampler(masks=["soften", 0])),
+    )  # fmt: skip
+    for name, change in changes.items():
+        graph[name]["inputs"] |= change
+    run = native.run(graph)
+    assert run.end == "error"
+    assert words in run.error
+    assert len(run.error.strip().splitlines()) == 1, run.error
