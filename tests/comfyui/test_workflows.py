@@ -1,0 +1,163 @@
+"""Every shipped workflow: well formed, fitting the nodes' schemas, free of secrets, and run over HTTP."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
+NOTES = {"Note", "MarkdownNote"}
+WIDGETS = {"STRING", "INT", "FLOAT", "BOOLEAN", "COMBO", "TTOM_DRAWING"}
+MUTED, BYPASSED = 2, 4
+EVERY = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+
+Graph = dict[str, Any]
+
+
+@EVERY
+def test_links_are_known_at_both_ends(path: Path) -> None:
+    graph = json.loads(path.read_text(encoding="utf-8"))
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    assert len(nodes) == len(graph["nodes"]) and max(nodes) <= graph["last_node_id"]
+    links = {link[0]: link for link in graph["links"]}
+    assert len(links) == len(graph["links"])
+    for number, source, out, target, place, kind in links.values():
+        given, taken = nodes[source]["outputs"][out], nodes[target]["inputs"][place]
+        assert number in given["links"] and taken["link"] == number
+        assert kind in {given["type"], "*"} and taken["type"] in {given["type"], "*"}
+    ends = [i["link"] for n in nodes.values() for i in n["inputs"] if i["link"] is not None]
+    assert sorted(ends) == sorted(links)
+    assert sorted(k for n in nodes.values() for o in n["outputs"] for k in o["links"] or ()) == sorted(links)
+
+
+@EVERY
+def test_a_workflow_carries_no_secret_and_no_path(path: Path) -> None:
+    """Widget values are what people share without thinking."""
+    for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+        for value in node.get("widgets_values") or ():
+            assert not re.search(r"\bsk-|api[_-]?key|^/|\.\./|^[A-Z]:", str(value), re.IGNORECASE), value
+
+
+@EVERY
+def test_nothing_covers_anything_else(path: Path) -> None:
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    for i, one in enumerate(nodes):
+        for other in nodes[:i]:
+            apart = [
+                one["pos"][axis] >= other["pos"][axis] + other["size"][axis]
+                or other["pos"][axis] >= one["pos"][axis] + one["size"][axis]
+                for axis in (0, 1)
+            ]
+            assert any(apart), (one["type"], other["type"])
+
+
+@pytest.mark.comfyui
+@pytest.mark.timeout(900)
+@EVERY
+def test_a_workflow_fits_the_schemas(comfyui: Any, path: Path) -> None:
+    info = comfyui.get("/object_info")
+    for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+        if node["type"] in NOTES:
+            continue
+        schema = info[node["type"]]
+        assert [o["type"] for o in node["outputs"]] == schema["output"][: len(node["outputs"])], node["type"]
+        specs = dict(_specs(schema))
+        for socket in node["inputs"]:
+            assert socket["name"] in specs, (node["type"], socket["name"])
+        linked = {i["name"] for i in node["inputs"] if i["link"] is not None}
+        values = _values(node, schema)
+        for name in schema["input"].get("required", {}):
+            assert name in linked | values.keys(), (node["type"], name)
+        for name, value in values.items():
+            if node["mode"] in (MUTED, BYPASSED):
+                continue
+            kind, options = specs[name]
+            if kind == "COMBO":
+                assert value in options["options"], (node["type"], name, value)
+            elif kind in ("INT", "FLOAT"):
+                assert options.get("min", value) <= value <= options.get("max", value), (node["type"], name)
+
+
+@pytest.mark.comfyui
+@pytest.mark.timeout(900)
+@EVERY
+def test_a_workflow_runs_as_it_is_shipped(comfyui: Any, path: Path) -> None:
+    graph = prompt_of(json.loads(path.read_text(encoding="utf-8")), comfyui.get("/object_info"))
+    run = comfyui.run(graph)
+    assert run.end == "success", run.error
+    shown = [name for name, node in graph.items() if node["class_type"] == "SaveVideo"]
+    assert shown
+    for name in shown:
+        (file,) = run.outputs[name]["images"]
+        assert comfyui.view(file)[4:8] == b"ftyp"
+    checks = {"compare_methods": _methods_differ, "memory_stream": _memory_learns, "share_a_pack": _is_packed}
+    if path.stem in checks:
+        checks[path.stem](comfyui, graph, run)
+
+
+def _methods_differ(comfyui: Any, graph: Graph, run: Any) -> None:
+    """The memory learnt from another prompt is found by this one."""
+    assert "green triangle" in text(run, graph, "What the memory found")
+
+
+def _memory_learns(comfyui: Any, graph: Graph, run: Any) -> None:
+    """The first prompt is new; the later ones find it."""
+    known = [
+        run.outputs[name]["text"][0] for name, node in graph.items() if node["title"] == "What was known"
+    ]
+    assert [words.startswith("Nothing is known") for words in known] == [True, False, False]
+
+
+def _is_packed(comfyui: Any, graph: Graph, run: Any) -> None:
+    assert "1 entries in pack_00001_.ttompack" in text(run, graph, "The pack")
+    assert list((comfyui.base / "output" / "memory").glob("*.ttompack"))
+
+
+def text(run: Any, graph: Graph, title: str) -> str:
+    (name,) = (name for name, node in graph.items() if node["title"] == title)
+    return run.outputs[name]["text"][0]
+
+
+def prompt_of(workflow: Graph, info: Graph) -> Graph:
+    """A saved workflow as what the frontend would queue: muted nodes left out, links by name."""
+    nodes = {n["id"]: n for n in workflow["nodes"] if n["type"] not in NOTES and n["mode"] != MUTED}
+    origins = {link[0]: (link[1], link[2]) for link in workflow["links"]}
+    graph = {}
+    for number, node in nodes.items():
+        inputs = _values(node, info[node["type"]])
+        for socket in node["inputs"]:
+            source, slot = origins.get(socket["link"], (None, None))
+            if source in nodes:
+                inputs[socket["name"]] = [str(source), slot]
+        title = node.get("title", node["type"])
+        graph[str(number)] = {"class_type": node["type"], "inputs": inputs, "title": title}
+    return graph
+
+
+def _specs(schema: Graph) -> Iterator[tuple[str, tuple[str, Graph]]]:
+    for name, spec in {**schema["input"].get("required", {}), **schema["input"].get("optional", {})}.items():
+        kind, options = spec[0], spec[1] if len(spec) > 1 else {}
+        if isinstance(kind, list):  # how nodes of the first version write a COMBO
+            kind, options = "COMBO", options | {"options": kind}
+        yield name, (kind, options)
+
+
+def _values(node: Graph, schema: Graph) -> Graph:
+    """Widget values by name, in the order in which they are saved; older files end before newer inputs."""
+    saved = list(node.get("widgets_values") or ())
+    values = {}
+    for name, (kind, options) in _specs(schema):
+        if kind not in WIDGETS or options.get("forceInput"):
+            continue
+        if not saved:
+            break
+        values[name] = saved.pop(0)
+        if options.get("control_after_generate"):
+            saved.pop(0)
+    assert not saved, (node["type"], saved)
+    return values
