@@ -23,10 +23,11 @@ try {
   seen.dialogs = await page.locator('[role="dialog"]:visible').allInnerTexts();
   seen.nodes = await page.evaluate(() => window.app.graph._nodes.map((node) => node.type));
 
-  // Runs the graph; cancels when the bar of the sampler reaches a value.
+  // Runs the graph; cancels when the bar of the first sampler that optimises reaches a value.
   const run = (cancelAt) => page.evaluate(async (cancelAt) => {
     const { app } = window;
     const result = { bar: [], texts: [] };
+    let watched;
     const listening = [];
     const listen = (kind, act) => {
       const handler = ({ detail }) => act(detail);
@@ -35,9 +36,12 @@ try {
     };
     const ended = new Promise((resolve) => {
       listen("progress", ({ node, value, max }) => {
-        if (app.graph.getNodeById(node)?.type !== "TTOM_TTOSampler") return;
+        const sampler = app.graph.getNodeById(node);
+        if (sampler?.type !== "TTOM_TTOSampler" || !sampler.isInputConnected(sampler.findInputSlot("masks"))) return;
+        watched ??= node; // of several, the one that begins
+        if (node !== watched) return;
         result.bar.push([value, max]);
-        if (value === cancelAt) app.api.interrupt();
+        if (cancelAt > 0 && value >= cancelAt && !result.cut) result.cut = app.api.interrupt() && true;
       });
       listen("progress_text", ({ text }) => result.texts.push(text));
       for (const end of ["execution_success", "execution_interrupted", "execution_error"]) {
