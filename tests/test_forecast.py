@@ -265,7 +265,7 @@ def test_checkpointing_is_turned_on_where_it_is_needed_and_only_there(memory, mo
     memory(plain - 1000)
     chosen = fitted(backbone, clip, settings)
     assert chosen.settings == settings.model_copy(update={"checkpointing": True})
-    assert "(checkpointing):" in str(chosen) and "activations" in str(chosen)
+    assert "checkpointing:" in str(chosen) and "activations" in str(chosen)
 
 
 def test_too_little_memory_is_one_sentence_before_anything_is_computed(memory):

@@ -43,11 +43,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "evaluation": {*FOUNDATIONS, *SCENE, "backbones", "optimize", "probe", "memory", "generate"},
     "stream": {"layout", "backbones.base", "generate", "memory", "optimize", "planner"},
+    "doctor_cli": {"backbones", "forecast", "optimize"},
     "memory_cli": {"memory", "planner"},
     "probe_cli": {"backbones", "evaluation", "generate", "pictures", "planner", "probe"},
     "cli": {
         *FOUNDATIONS, *SCENE, "backbones", "optimize", "probe", "memory", "generate", "stream", "evaluation",
-        "memory_cli", "probe_cli",
+        "doctor_cli", "forecast", "memory_cli", "probe_cli",
     },
 }  # fmt: skip
 WITHOUT_TORCH = ("layout", "conversion", "planner", "pictures")

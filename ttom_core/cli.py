@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .doctor_cli import add_doctor, run_doctor
 from .errors import TTOMError
 from .evaluation.export_cli import add_export
 from .memory_cli import add_memory
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from .backbones.base import Backbone
+    from .backbones.quantization import Base
     from .generate import Generation
     from .layout import Layout
     from .memory.recall import Memory, MemorySettings
@@ -67,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     _clip(generate)
     _language_model(generate)
     _sampling(generate)
+    _loading(generate)
     _remembering(generate, "off")
     generate.set_defaults(run=_generate)
 
@@ -77,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _clip(stream)
     _sampling(stream)
+    _loading(stream)
     _remembering(stream, "learn")
     stream.set_defaults(run=_stream)
 
@@ -88,17 +92,22 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--pictures", action="store_true", help="keep a before-and-after strip of each")
     evaluate.add_argument("--result", type=Path, metavar="JSON", help="also write the result file")
     _sampling(evaluate)
-    evaluate.set_defaults(run=_evaluate)
+    # Its processes load the model each for themselves, as it is.
+    evaluate.set_defaults(run=_evaluate, transformer=None, weights="full", offload=False)
 
     for benchmark in add_export(commands):
         _clip(benchmark)
         _language_model(benchmark)
         _sampling(benchmark)
+        _loading(benchmark)
         benchmark.set_defaults(run=_export)
 
     probe = add_probe(commands, DEMO / "model")
     _clip(probe)
     probe.set_defaults(run=_probe)
+
+    doctor = add_doctor(commands, DEMO / "model")
+    doctor.set_defaults(run=_doctor)
 
     add_memory(commands)
 
@@ -165,6 +174,19 @@ def _sampling(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
+
+
+def _loading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--transformer", type=Path, metavar="FILE", help="a single-file transformer in place of the model's"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("full", "fp8", "int8", "nf4"),
+        default="full",
+        help="how the transformer's weights are kept (default: full); less memory, and slower",
+    )
+    parser.add_argument("--offload", action="store_true", help="idle parts of the model leave the GPU")
 
 
 def _remembering(parser: argparse.ArgumentParser, mode: str) -> None:
@@ -234,7 +256,10 @@ def _settings(options: argparse.Namespace) -> TTOSettings:
         if change == "layers=probed":
             from .probe import chosen_layers
 
-            place[leaf] = chosen_layers(text, _backbone(options.model).fingerprint)
+            place[leaf] = chosen_layers(text, _loaded(options).fingerprint)
+            continue
+        if change == "layers=default":
+            place[leaf] = _loaded(options).default_layers()
             continue
         try:
             place[leaf] = json.loads(text)
@@ -244,11 +269,17 @@ def _settings(options: argparse.Namespace) -> TTOSettings:
 
 
 @lru_cache(maxsize=1)
-def _backbone(model: str) -> Backbone:
+def _backbone(
+    model: str, transformer: Path | None = None, base: Base = "full", offload: bool = False
+) -> Backbone:
     """The model, loaded once for a command."""
     from .backbones import load
 
-    return load(model)
+    return load(model, transformer=transformer, base=base, offload=offload)
+
+
+def _loaded(options: argparse.Namespace) -> Backbone:
+    return _backbone(options.model, options.transformer, options.weights, options.offload)
 
 
 def _names(values: dict[str, Any], group: str = "") -> Iterator[str]:
@@ -344,6 +375,7 @@ def _llm_settings(options: argparse.Namespace) -> LLMSettings:
 def _generate(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
+    from .forecast import Clip, fitted
     from .generate import Progress, generate
     from .layout import Layout
     from .stream import generate_with_memory
@@ -354,7 +386,10 @@ def _generate(options: argparse.Namespace) -> None:
     # A description that a language model wrote is what both videos are made from.
     prompt = (layout.prompt if options.llm else "") or options.prompt
     _tell(layout)
-    backbone = _backbone(options.model)
+    backbone = _loaded(options)
+
+    width, height = options.size
+    print(f"memory: {fitted(backbone, Clip(options.frames, height, width), settings)}")
 
     def run(label: str, make: Callable[..., T], *of: Any, **more: Any) -> T:
         with tqdm(desc=label, leave=True) as bar:
@@ -433,7 +468,7 @@ def _stream(options: argparse.Namespace) -> None:
     _quiet()
     settings = _settings(options)
     prompts = read_prompts(options.file)
-    backbone = _backbone(options.model)
+    backbone = _loaded(options)
 
     def keep(index: int, made: Generation) -> None:
         save_video(made.frames, options.out / f"{index:05}.mp4", backbone.fps)
@@ -459,6 +494,11 @@ def _stream(options: argparse.Namespace) -> None:
 def _probe(options: argparse.Namespace) -> None:
     _quiet()
     run_probe(options)
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    _quiet()
+    print(run_doctor(options))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -506,7 +546,7 @@ def _export(options: argparse.Namespace) -> None:
     def plan(prompt: str) -> Layout:
         return _propose(argparse.Namespace(**(vars(options) | {"prompt": prompt})))[0]
 
-    run_export(options, _backbone, settings, _clip_settings(options), plan, planner)
+    run_export(options, lambda _: _loaded(options), settings, _clip_settings(options), plan, planner)
 
 
 if __name__ == "__main__":

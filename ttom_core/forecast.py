@@ -32,6 +32,8 @@ from .objectives import alignment_loss
 from .optimize import insist_on_layers
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .backbones.pipeline import PipelineBackbone
     from .optimize import TTOSettings
 
@@ -138,26 +140,66 @@ class Blueprint:
 def published(name: str, dtype: torch.dtype = torch.bfloat16, base: Base = "full") -> Blueprint:
     """The blueprint of a published model; TTOMError for a name that is not among them."""
     import diffusers
-    import transformers
 
     if name not in PUBLISHED:
         raise TTOMError(f"There is no published model {name!r} here; choose one of {', '.join(PUBLISHED)}.")
     model = PUBLISHED[name]
+    for other, twin in PUBLISHED.items():
+        if other != name and twin.transformer == model.transformer and twin.experts < model.experts:
+            return dataclasses.replace(published(other, dtype, base), experts=model.experts)
     wan = model.pipeline == "WanPipeline"
-    transformer_class = diffusers.WanTransformer3DModel if wan else diffusers.CogVideoXTransformer3DModel
-    vae_class = diffusers.AutoencoderKLWan if wan else diffusers.AutoencoderKLCogVideoX
-    transformer = _on_meta(transformer_class, model.transformer, dtype, base)
-    vae = _on_meta(vae_class, model.vae, dtype)
-    kind = ("UMT5" if wan else "T5") + "{}"
-    options = {k: v for k, v in model.text_encoder.items() if k != "model_type"}
-    with torch.device("meta"):
-        config = getattr(transformers, kind.format("Config"))(**options)
-        text_encoder = getattr(transformers, kind.format("EncoderModel"))(config)
+    kind = diffusers.WanTransformer3DModel if wan else diffusers.CogVideoXTransformer3DModel
+    transformer = _on_meta(kind, model.transformer, dtype, base)
     backbone = _family(model.pipeline).of_transformer(transformer, 4, 8)
     blocks = tuple(_weight_bytes(block, base) for block in backbone.blocks)
     rest = held(transformer) - sum(held(block) for block in backbone.blocks)
-    text = sum(p.numel() for p in text_encoder.parameters()) * dtype.itemsize
-    return Blueprint(backbone, vae, text, blocks, rest, dtype, model.experts)
+    vae, text_encoder = _other_parts(model.pipeline, dtype)
+    return Blueprint(backbone, vae, text_encoder, blocks, rest, dtype, model.experts)
+
+
+@functools.lru_cache(maxsize=8)
+def _other_parts(pipeline: str, dtype: torch.dtype) -> tuple[Any, int]:
+    """The VAE and the bytes of the text encoder, which all published models of a pipeline share."""
+    import diffusers
+    import transformers
+
+    model = next(model for model in PUBLISHED.values() if model.pipeline == pipeline)
+    wan = pipeline == "WanPipeline"
+    kind = "UMT5" if wan else "T5"
+    with torch.device("meta"):
+        config = getattr(transformers, f"{kind}Config")(**model.text_encoder)
+        text_encoder = getattr(transformers, f"{kind}EncoderModel")(config)
+    vae = _on_meta(diffusers.AutoencoderKLWan if wan else diffusers.AutoencoderKLCogVideoX, model.vae, dtype)
+    return vae, sum(p.numel() for p in text_encoder.parameters()) * dtype.itemsize
+
+
+def blueprint_in(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Blueprint:
+    """The blueprint of a model in a diffusers folder, of which only the configs are read."""
+    import diffusers
+
+    def config(part: str) -> dict[str, Any]:
+        read: dict[str, Any] = json.loads((folder / part / "config.json").read_text())
+        return read
+
+    try:
+        family = json.loads((folder / "model_index.json").read_text())["_class_name"]
+        parts = {part: config(part) for part in ("transformer", "vae")}
+        made = {
+            part: _on_meta(getattr(diffusers, values["_class_name"]), values, dtype)
+            for part, values in parts.items()
+        }
+        twin = _family(family)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TTOMError(f"{folder} is no whole diffusers folder of a model known here; give one.") from error
+    vae = made["vae"]
+    temporal = getattr(vae.config, "scale_factor_temporal", None) or vae.config.temporal_compression_ratio
+    spatial = getattr(vae.config, "scale_factor_spatial", None) or 2 ** (
+        len(vae.config.block_out_channels) - 1
+    )
+    backbone = twin.of_transformer(made["transformer"], temporal, spatial)
+    blocks = tuple(held(block) for block in backbone.blocks)
+    text = sum(file.stat().st_size for file in (folder / "text_encoder").glob("*.safetensors"))
+    return Blueprint(backbone, vae, text, blocks, held(made["transformer"]) - sum(blocks), dtype)
 
 
 def blueprint_of(backbone: PipelineBackbone) -> Blueprint:
@@ -246,22 +288,23 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, given: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        self.now, self._seen = 0, set[int]()
+        self.now, self._seen = 0, dict[int, Any]()
         for tensor in given:
             self.see(tensor)
         self.start = self.peak = self.now
 
     def see(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage._cdata in self._seen:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
             return
-        self._seen.add(storage._cdata)
-        self.now += storage.nbytes()
-        weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
 
-    def _freed(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.now -= size
+        def freed(_: Any) -> None:
+            del self._seen[key]
+            self.now -= size
+
+        self._seen[key] = weakref.ref(storage, freed)
+        self.now += size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -374,12 +417,15 @@ def count_step(model: Blueprint, clip: Clip) -> int:
 
 def count_decoding(model: Blueprint, clip: Clip) -> int:
     """The bytes of decoding a clip beside the VAE's weights."""
-    backbone, vae = model.backbone, model.vae
+    parts = model.backbone.pipeline
+    return _decoding(model.vae, parts.vae_scale_factor_temporal, parts.vae_scale_factor_spatial, clip)
+
+
+@functools.lru_cache(maxsize=64)
+def _decoding(vae: Any, temporal: int, spatial: int, clip: Clip) -> int:
     config = vae.config
     channels = config.z_dim if hasattr(config, "z_dim") else config.latent_channels
-    factors = backbone.pipeline
-    frames = (clip.num_frames - 1) // factors.vae_scale_factor_temporal + 1
-    size = (clip.height // factors.vae_scale_factor_spatial, clip.width // factors.vae_scale_factor_spatial)
+    frames, size = (clip.num_frames - 1) // temporal + 1, (clip.height // spatial, clip.width // spatial)
     latents = torch.zeros(1, channels, frames, *size, dtype=vae.dtype, device="meta")
     given = [*vae.parameters(), *vae.buffers()]
     with torch.no_grad(), torch.device("meta"), fused_attention(), LiveBytes(given) as live:
@@ -450,7 +496,10 @@ class Fit(NamedTuple):
     free: int
 
     def __str__(self) -> str:
-        return f"{gib(self.needed.peak)} of {gib(self.free)} ({self.plan}):\n{self.needed}"
+        """One line, with the parts of the phase that needs the most."""
+        phase = self.needed.fullest
+        parts = [f"{part} {gib(size)}" for part, size in self.needed.phases[phase].items() if size]
+        return f"{gib(self.needed.peak)} of {gib(self.free)} to {phase}, {self.plan}: {' + '.join(parts)}"
 
 
 def fitted(backbone: Any, clip: Clip, settings: TTOSettings | None) -> Fit:
@@ -509,3 +558,8 @@ def _in_base(model: Blueprint, base: Base) -> Blueprint:
         return model
     factor = WEIGHT_BYTES.get(base, 1.0) / model.dtype.itemsize
     return dataclasses.replace(model, blocks=tuple(round(size * factor) for size in model.blocks))
+
+
+def with_weights_of(model: Blueprint, other: Blueprint) -> Blueprint:
+    """A model with another's weights and its own counts: with checkpointing they are about the same."""
+    return dataclasses.replace(model, blocks=other.blocks, rest=other.rest)

@@ -87,6 +87,9 @@ class Backbone(Optimisable, Protocol):
 
     fps: int
 
+    def default_layers(self) -> tuple[int, ...]:
+        """Loss layers to begin with (`published.Published.layers`); TTOMError for sizes nobody has tried."""
+
     def check_size(self, num_frames: int, height: int, width: int) -> None:
         """TTOMError when a clip of this size does not fit the VAE and the patches."""
 

@@ -30,6 +30,7 @@ from ..attention import (
 from ..errors import TTOMError
 from .fingerprint import fingerprint
 from .phrases import EncodedPrompt
+from .published import default_layers
 from .quantization import Base, cast_weights, quantized_loading
 from .scheduler import stepping_from
 from .traps import refuse_untrainable
@@ -214,6 +215,14 @@ class PipelineBackbone(ABC):
             path = f"{self.blocks_name}.{layer}.{self.attention_name}.{name}"
             modules[path] = self.transformer.get_submodule(path)
         return modules
+
+    def default_layers(self) -> tuple[int, ...]:
+        found = default_layers(type(self).pipeline_class.__name__, self.transformer)
+        if found is None:
+            raise TTOMError(
+                "No loss layers are known for a model of this size; name some, or find them with ttom probe."
+            )
+        return found[0]
 
     @abstractmethod
     def blank_call(self, num_frames: int, height: int, width: int, rows: int, like: Tensor) -> dict[str, Any]:

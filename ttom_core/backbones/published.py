@@ -44,7 +44,7 @@ _T5_XXL = {
     "d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64, "num_layers": 24,
     "feed_forward_proj": "gated-gelu", "vocab_size": 32128,
 }  # fmt: skip
-_UMT5_XXL = _T5_XXL | {"model_type": "umt5", "vocab_size": 256384}
+_UMT5_XXL = _T5_XXL | {"vocab_size": 256384}
 _COGVIDEOX = {
     "attention_head_dim": 64,
     "in_channels": 16,
