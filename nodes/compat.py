@@ -7,7 +7,8 @@ ComfyUI is edited.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import comfy.ops
@@ -15,6 +16,7 @@ import comfy.sample
 import comfy.samplers
 from comfy.latent_formats import Wan21
 from comfy.ldm.modules.attention import attention_pytorch
+from comfy.model_management import get_total_memory
 from comfy.patcher_extension import WrappersMP
 
 from ..ttom_core.backbones.native import BlockTurn, NativeWan
@@ -22,6 +24,7 @@ from ..ttom_core.backbones.phrases import EncodedPrompt
 from ..ttom_core.errors import TTOMError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 SAMPLERS = list(comfy.samplers.KSampler.SAMPLERS)
@@ -97,27 +100,47 @@ def weight_of(linear: nn.Module, like: Tensor) -> Tensor:
     return weight if scale is None else weight * scale.to(weight)
 
 
-def wrapped(model: Model, sample: Callable[..., Any], predict: Callable[..., Any]) -> Model:
-    """A clone of a MODEL whose sampling runs through `sample` and each of its steps through `predict`.
+def wrapped(
+    model: Model, prepare: Callable[..., Any], sample: Callable[..., Any], predict: Callable[..., Any]
+) -> Model:
+    """A clone of a MODEL whose runs go through `prepare`, before it is loaded, and `sample`.
 
-    Both are called as (executor, *args, **kwargs) and return what executor(*args, **kwargs) does.
+    Each of their steps goes through `predict`. All are called as (executor, *args, **kwargs) and return what
+    executor(*args, **kwargs) does.
     """
     clone = model.clone()
-    clone.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, _KEY)  # patched twice: the last one counts
-    clone.remove_wrappers_with_key(WrappersMP.PREDICT_NOISE, _KEY)
-    clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, _KEY, sample)
-    clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, _KEY, predict)
+    for kind, wrapper in (
+        (WrappersMP.PREPARE_SAMPLING, prepare),
+        (WrappersMP.SAMPLER_SAMPLE, sample),
+        (WrappersMP.PREDICT_NOISE, predict),
+    ):
+        clone.remove_wrappers_with_key(kind, _KEY)  # patched twice: the last one counts
+        clone.add_wrapper_with_key(kind, _KEY, wrapper)
     return clone
+
+
+def memory(model: Model) -> tuple[int, int]:
+    """The bytes of the device, and those of the MODEL's weights."""
+    return int(get_total_memory(model.load_device)), int(model.model_size())
+
+
+def with_room(model: Model, shape: Sequence[int], needed: int) -> list[int]:
+    """A shape of latents for which ComfyUI makes `needed` bytes more room than for `shape`.
+
+    It reckons what a run needs from this shape alone, in proportion to the batch.
+    """
+    own = model.model.memory_required([2 * shape[0], *shape[1:]])  # with and without the prompt
+    return [shape[0] * (1 + math.ceil(needed / max(own, 1))), *shape[1:]]
 
 
 # One run of a sampler -----------------------------------------------------------------------------
 
 
-def insist_on_one_video(noise: Tensor) -> None:
-    """TTOMError for latents that are more, or none."""
-    if noise.ndim != 5 or noise.shape[0] != 1:
+def insist_on_one_video(shape: Sequence[int]) -> None:
+    """TTOMError for latents of a shape that are more, or none."""
+    if len(shape) != 5 or shape[0] != 1:
         raise TTOMError(
-            f"TTOM optimises one video at a time, not latents of {'×'.join(map(str, noise.shape))}; give it "
+            f"TTOM optimises one video at a time, not latents of {'×'.join(map(str, shape))}; give it "
             "a video's empty latent with batch_size 1."
         )
 
@@ -134,6 +157,11 @@ def positive_prompt(guider: Any) -> EncodedPrompt:
             "The positive conditioning does not say where its words are; encode it by Encode Prompt (TTOM)."
         )
     return parts[0][PROMPT]
+
+
+def computes_in(model: Model) -> torch.dtype:
+    """The type that a MODEL computes in, whatever it is stored in."""
+    return model.model.manual_cast_dtype or model.model.get_dtype()
 
 
 def native_backbone(guider: Any, sigmas: list[float]) -> NativeWan:

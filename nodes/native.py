@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io
 
+from ..ttom_core.backbones.native import native_fingerprint, wan_on_meta
+from ..ttom_core.forecast import RESERVE, Blueprint, Clip, NotEnoughMemory, count_iteration, gib
 from ..ttom_core.generate import Progress, Reporter
 from ..ttom_core.masks import soft_masks
-from ..ttom_core.optimize import PRESETS, TTO, TTOSettings
+from ..ttom_core.optimize import PRESETS, TTO, TTOSettings, insist_on_layers
 from ..ttom_core.probe import chosen_layers
 from . import compat, host
 from .types import LayoutMasks, MasksSocket, RecallSocket, Solved, SolvedSocket, TraceSocket
@@ -35,16 +37,38 @@ class Composition:
         layers: str,
         adapter: Adapter | None,
         on_progress: Callable[[Progress], None],
+        say: Callable[[str], None],
         keep_maps: bool = False,
     ) -> None:
         compat.check_model(model)
-        self.model = compat.wrapped(model, self._sample, self._predict)
-        self.masks, self.settings, self.layers, self.adapter = masks, settings, layers.strip(), adapter
-        self.on_progress, self.keep_maps = on_progress, keep_maps
+        self.model = compat.wrapped(model, self._prepare, self._sample, self._predict)
+        self.masks, self.layers, self.adapter = masks, layers.strip(), adapter
+        self.asked = self.settings = settings  # as asked for, and as the last run had them
+        self.on_progress, self.say, self.keep_maps = on_progress, say, keep_maps
         self.report: Reporter | None = None
         self.tto: TTO | None = None
         self._sigmas: list[float] = []
         self._seen: set[int] = set()  # the steps that were optimised, or had their chance to be
+
+    def _prepare(
+        self,
+        executor: Callable[..., Any],
+        model: compat.Model,
+        shape: Sequence[int],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        compat.check_model(model)
+        compat.insist_on_one_video(shape)
+        self.settings = self.asked
+        if self.layers:
+            fingerprint = native_fingerprint(compat.weights_of(model))
+            self.settings = self.asked.model_copy(update={"layers": chosen_layers(self.layers, fingerprint)})
+        # ComfyUI samples without gradients, and this counts what they take.
+        with torch.inference_mode(False), torch.enable_grad():
+            self.settings, needed = _fitted(model, shape, self.settings)
+        self.say(f"optimising needs {gib(needed)} beside the model")
+        return executor(model, compat.with_room(model, shape, needed), *args, **kwargs)
 
     def _sample(
         self,
@@ -57,13 +81,8 @@ class Composition:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        compat.check_model(guider.model_patcher)
-        compat.insist_on_one_video(noise)
         self._sigmas, self._seen = [float(sigma) for sigma in sigmas[:-1]], set()
         backbone = compat.native_backbone(guider, self._sigmas)
-        if self.layers:
-            layers = chosen_layers(self.layers, backbone.fingerprint)
-            self.settings = self.settings.model_copy(update={"layers": layers})
         self.report = Reporter(len(self._sigmas), self.on_progress)
         with torch.inference_mode(False):
             grid = backbone.token_grid(noise)
@@ -97,6 +116,41 @@ class Composition:
             self._seen.add(step)
             self.tto.backbone.transformer.before_step(latents, sigma, model_options=model_options)
         return executor(latents, sigma, model_options, *args, **kwargs)
+
+
+def _fitted(model: compat.Model, shape: Sequence[int], settings: TTOSettings) -> tuple[TTOSettings, int]:
+    """The settings, with checkpointing only if without it the memory is too little; the bytes they need."""
+    device, weights = compat.memory(model)
+    needed = _iteration_bytes(model, shape, settings) if settings.iterations else 0
+    if needed > (device - weights) * (1 - RESERVE):
+        settings = settings.model_copy(update={"checkpointing": True})
+        needed = _iteration_bytes(model, shape, settings)
+    if needed > device * (1 - RESERVE):  # the weights themselves can wait elsewhere
+        raise NotEnoughMemory(
+            f"Optimising this video needs {gib(needed)}, and the device has {gib(device)}; make it smaller "
+            "or shorter, or take the loss in earlier layers."
+        )
+    return settings, needed
+
+
+def _iteration_bytes(model: compat.Model, shape: Sequence[int], settings: TTOSettings) -> int:
+    from ..ttom_core.backbones.wan import WanBackbone
+
+    wan = model.model.diffusion_model
+    dtype = compat.computes_in(model)
+    twin = wan_on_meta(
+        num_attention_heads=wan.num_heads,
+        attention_head_dim=wan.dim // wan.num_heads,
+        in_channels=wan.in_dim,
+        ffn_dim=wan.ffn_dim,
+        num_layers=len(wan.blocks),
+    ).to(dtype)
+    backbone = WanBackbone.of_transformer(twin.requires_grad_(False), 1, 1)
+    insist_on_layers(settings.layers, backbone)
+    blueprint = Blueprint(backbone, None, 0, (), 0, dtype)
+    _, _, frames, rows, columns = shape
+    clip = Clip(frames, rows + rows % 2, columns + columns % 2)  # in latents, and padded as they will be
+    return sum(count_iteration(blueprint, clip, settings).values())
 
 
 def _settings(preset: str, masks: LayoutMasks, optimise: bool) -> TTOSettings:
@@ -239,7 +293,8 @@ class LoRASampler(io.ComfyNode):
         if masks is not None:
             adapter = recall.adapter if recall else None
             settings = _settings(preset, masks, optimise)
-            made = Composition(model, masks, settings, layers, adapter, show, keep_maps)
+            say = host.text_on(cls.hidden.unique_id)
+            made = Composition(model, masks, settings, layers, adapter, show, say, keep_maps)
         plain = Reporter(steps, show)
 
         def on_step(step: int) -> None:
@@ -314,7 +369,7 @@ class PatchModel(io.ComfyNode):
 
         settings = _settings(preset, masks, optimise)
         adapter = recall.adapter if recall else None
-        return io.NodeOutput(Composition(model, masks, settings, layers, adapter, show).model)
+        return io.NodeOutput(Composition(model, masks, settings, layers, adapter, show, say).model)
 
 
 class EncodePrompt(io.ComfyNode):

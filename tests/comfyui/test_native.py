@@ -132,6 +132,7 @@ def test_the_native_road_optimises_as_the_other_and_leaves_the_model(native: Any
     bar = [(value, total) for name, value, total in whole.progress if name == "tto"]
     assert bar[-1][0] == bar[-1][1] > STEPS
     assert len({total for _, total in bar}) == 1
+    assert any(text.startswith("optimising needs") and "MiB" in text for text in whole.texts)
 
 
 def test_a_cancel_leaves_the_model_as_it_was(native: Any) -> None:

@@ -165,22 +165,27 @@ class NativeWan:
 
 def native_fingerprint(weights: Mapping[str, Tensor]) -> str:
     """The fingerprint that the diffusers backbone gives the same weights; TTOMError when some are missing."""
-    from diffusers import WanTransformer3DModel
-
     width = weights["head.modulation"].shape[-1]
     layers = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
     image = weights.get("img_emb.proj.0.weight")
     places = weights.get("img_emb.emb_pos")
-    with torch.device("meta"):  # for the order of its parameters
-        model = WanTransformer3DModel(
-            num_attention_heads=1,
-            attention_head_dim=width,
-            num_layers=layers,
-            image_dim=None if image is None else image.shape[0],
-            added_kv_proj_dim=None if image is None else width,
-            pos_embed_seq_len=None if places is None else places.shape[1],
-        )
+    model = wan_on_meta(  # for the order of its parameters
+        num_attention_heads=1,
+        attention_head_dim=width,
+        num_layers=layers,
+        image_dim=None if image is None else image.shape[0],
+        added_kv_proj_dim=None if image is None else width,
+        pos_embed_seq_len=None if places is None else places.shape[1],
+    )
     names = [name for name, _ in model.named_parameters()]
     if lacking := [name for name in map(native_name, names) if name not in weights]:
         raise TTOMError(f"The MODEL lacks {lacking[0]}, so it is no whole Wan; load another file.")
     return fingerprint("wan", layers, width, ((name, weights[native_name(name)]) for name in names))
+
+
+def wan_on_meta(**config: Any) -> Any:
+    """diffusers' Wan of this config on the meta device: names and shapes, and no numbers."""
+    from diffusers import WanTransformer3DModel
+
+    with torch.device("meta"):
+        return WanTransformer3DModel(**config)
