@@ -9,6 +9,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .attention import AttentionProbe
+from .browser import add_routes
 from .conversion import (
     LayoutFromBoxes,
     LayoutFromMask,
@@ -39,6 +40,7 @@ class TTOMExtension(ComfyExtension):
     """The pack as ComfyUI knows it."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        add_routes()  # not every ComfyUI calls on_load
         memory = [
             *[MemoryOpen, MemoryRead, MemoryInsert, MemoryUpdate, MemoryDelete],
             *[MemoryBrowse, MemoryExport, MemoryImport],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from ..ttom_core.errors import TTOMError
 
 if TYPE_CHECKING:
     import torch
+    from aiohttp.web import RouteTableDef
 
     from ..ttom_core.adapter import Adapter
     from ..ttom_core.generate import Progress
@@ -56,6 +58,20 @@ def open_memory(name: str, read_only: bool, max_entries: int | None) -> MemorySt
     from ..ttom_core.memory.store import MemoryStore
 
     return MemoryStore(_memory_folder(name), read_only=read_only, max_entries=max_entries)
+
+
+def memory_sizes() -> dict[str, int]:
+    """The memories there are, by name, and how many entries each has."""
+    from ..ttom_core.memory.store import DATABASE, MemoryStore
+
+    sizes = {}
+    for path in sorted((Path(folder_paths.get_user_directory()) / "ttom_memory").glob(f"*/{DATABASE}")):
+        try:
+            with MemoryStore(_memory_folder(path.parent.name), read_only=True) as store:
+                sizes[path.parent.name] = len(store)
+        except TTOMError:  # a folder of another make, or a damaged one: opening it by its node says what
+            continue
+    return sizes
 
 
 def memory_state(name: str) -> str:
@@ -122,6 +138,12 @@ def progress_on(node_id: str | None) -> Callable[[Progress], None]:
             _say(progress.message + loss, node_id)
 
     return show
+
+
+def routes() -> RouteTableDef | None:
+    """Where ComfyUI's server takes further addresses until it begins to answer; None without a server."""
+    server = getattr(sys.modules.get("server"), "PromptServer", None)
+    return getattr(getattr(server, "instance", None), "routes", None)
 
 
 def _say(text: str, node_id: str) -> None:
