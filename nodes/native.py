@@ -136,16 +136,17 @@ def _fitted(model: compat.Model, shape: Sequence[int], settings: TTOSettings) ->
 def _iteration_bytes(model: compat.Model, shape: Sequence[int], settings: TTOSettings) -> int:
     from ..ttom_core.backbones.wan import WanBackbone
 
-    wan = model.model.diffusion_model
-    dtype = compat.computes_in(model)
+    wan, dtype = model.model.diffusion_model, compat.computes_in(model)
     twin = wan_on_meta(
         num_attention_heads=wan.num_heads,
         attention_head_dim=wan.dim // wan.num_heads,
         in_channels=wan.in_dim,
         ffn_dim=wan.ffn_dim,
         num_layers=len(wan.blocks),
-    ).to(dtype)
-    backbone = WanBackbone.of_transformer(twin.requires_grad_(False), 1, 1)
+    ).requires_grad_(False)
+    for parameter in twin.parameters():
+        parameter.data = parameter.data.to(dtype)
+    backbone = WanBackbone.of_transformer(twin, 1, 1)
     insist_on_layers(settings.layers, backbone)
     blueprint = Blueprint(backbone, None, 0, (), 0, dtype)
     _, _, frames, rows, columns = shape

@@ -4,6 +4,7 @@
     COMFYUI_PYTHON  the Python that has its requirements and ours (default: the one running pytest)
     PLAYWRIGHT_CORE the folder of the npm package playwright-core, for the test in a browser
     CHROMIUM        the browser (default: chromium or google-chrome on the path)
+    COMFYUI_GGUF    the folder of city96's ComfyUI-GGUF, for the tests of GGUF models
     COMFYUI_FRONTEND  another frontend than the installed one: the `static` folder of its package
 
 It runs as a subprocess with a base directory of its own, so nothing of the installation is touched;
@@ -168,6 +169,8 @@ def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
     for room in ("custom_nodes", "input", "output", "temp", "user/default"):
         (base / room).mkdir(parents=True)
     (base / "custom_nodes" / CLONE).symlink_to(ROOT, target_is_directory=True)
+    if gguf := os.environ.get("COMFYUI_GGUF"):
+        (base / "custom_nodes" / "ComfyUI-GGUF").symlink_to(Path(gguf).resolve(), target_is_directory=True)
     link = base / "models" / "diffusers" / MODEL_FOLDER
     link.parent.mkdir(parents=True)
     link.symlink_to(demo, target_is_directory=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,43 @@ def test_fp8_weights_optimise_as_the_same_weights_uncompressed_do(native: Any) -
     assert reference.end == "success", reference.error
     assert losses(stored) == pytest.approx(losses(reference), abs=1e-6)
     np.testing.assert_array_equal(frames(native, stored, "tto"), frames(native, reference, "tto"))
+
+
+def test_a_gguf_optimises_as_its_weights_dequantised_do(native: Any) -> None:
+    """City96's loader and its Q8_0, against a file of the very weights that it dequantises to."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    if not os.environ.get("COMFYUI_GGUF"):
+        pytest.skip("COMFYUI_GGUF is not set: the folder of city96's ComfyUI-GGUF")
+    gguf = pytest.importorskip("gguf")
+    folder = native.base / "models" / "diffusion_models"
+    kind, exact = gguf.GGMLQuantizationType.Q8_0, {}
+    writer = gguf.GGUFWriter(str(folder / "demo.gguf"), arch="wan")
+    for name, tensor in load_file(folder / FILE).items():
+        values = tensor.float().numpy()
+        if values.ndim == 2 and name.startswith("blocks.") and name.endswith(".weight"):
+            packed = gguf.quants.quantize(values, kind)
+            writer.add_tensor(name, packed, raw_dtype=kind)
+            values = gguf.quants.dequantize(packed, kind)
+        else:
+            if values.ndim > 4:  # more than GGUF has
+                writer.add_array(f"comfy.gguf.orig_shape.{name}", list(values.shape))
+            writer.add_tensor(name, values.reshape(values.shape[0], -1) if values.ndim > 4 else values)
+        exact[name] = torch.from_numpy(values.copy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    save_file(exact, folder / "dequantised.safetensors")
+    graph = loaded(**composed())
+    graph["unet"]["inputs"]["unet_name"] = "dequantised.safetensors"
+    reference = native.run(graph)
+    assert reference.end == "success", reference.error
+    graph["unet"] = node("UnetLoaderGGUF", unet_name="demo.gguf")
+    packed_run = native.run(graph)
+    assert packed_run.end == "success", packed_run.error
+    assert losses(packed_run) == pytest.approx(losses(reference), abs=1e-4)
 
 
 def test_a_memory_and_a_lora_file_travel_between_the_roads(native: Any) -> None:
