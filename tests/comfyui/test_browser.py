@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,7 @@ import torch
 from ttom_core.adapter import Adapter
 from ttom_core.layout import Layout
 from ttom_core.memory.key import scene_key
+from ttom_core.memory.pack import export_pack
 from ttom_core.memory.store import MemoryStore
 from ttom_core.planner import plan
 
@@ -39,18 +43,22 @@ def ask(
     return status, json.loads(found) if told.startswith("application/json") else found
 
 
+def remember(store: MemoryStore, prompt: str, n: int) -> None:
+    """A toy adapter for a prompt, another one for each n."""
+    layout = plan(prompt)
+    weights = {"blocks.0.attn2.to_q": (torch.ones(2, 4) * (n + 1), torch.ones(4, 2))}
+    adapter = Adapter(weights=weights, rank=2, alpha=2.0, fingerprint="toy")
+    embedding = np.eye(8, dtype=np.float32)[n]
+    store.insert(adapter, scene_key(prompt, layout), embedding, embedder="toy", prompt=prompt, layout=layout)
+
+
 @pytest.fixture
 def memory(comfyui: Any) -> str:
     """The address of a new memory with an entry a prompt."""
     name = f"browsed {uuid.uuid4().hex[:8]}"
     with MemoryStore(comfyui.base / "user" / "ttom_memory" / name) as store:
         for n, prompt in enumerate(PROMPTS):
-            layout: Layout = plan(prompt)
-            weights = {"blocks.0.attn2.to_q": (torch.ones(2, 4) * (n + 1), torch.ones(4, 2))}
-            adapter = Adapter(weights=weights, rank=2, alpha=2.0, fingerprint="toy")
-            embedding = np.eye(8, dtype=np.float32)[n]
-            store.insert(adapter, scene_key(prompt, layout), embedding, embedder="toy", prompt=prompt,
-                         layout=layout)  # fmt: skip
+            remember(store, prompt, n)
     return f"{ROOT}/{urllib.parse.quote(name)}"
 
 
@@ -88,6 +96,31 @@ def test_a_pack_goes_out_and_comes_in_elsewhere(comfyui: Any, memory: str) -> No
     assert (sorted(told["taken"]), told["new"], told["licence"]) == (sorted(ids), 2, "CC0-1.0")
     assert sorted(e["id"] for e in listed(comfyui, elsewhere)) == sorted(ids)
     assert ask(comfyui, f"{elsewhere}/take-in", pack, "application/octet-stream")[1]["same"] == 2
+
+
+def test_the_sidebar_is_used_with_the_mouse(
+    comfyui: Any, chromium: tuple[str, str, str], memory: str, tmp_path: Path
+) -> None:
+    """The screenshot stays in pytest's temporary folder, or in SCREENSHOTS, to be looked at."""
+    pictures = Path(os.environ.get("SCREENSHOTS", tmp_path))
+    pictures.mkdir(parents=True, exist_ok=True)
+    with MemoryStore(tmp_path / "other") as store:
+        remember(store, "a green triangle rises", 0)
+        export_pack(store, store.entries(), tmp_path / "given.ttompack", licence="MIT")
+    node, library, browser = chromium
+    name = urllib.parse.unquote(memory.rsplit("/", 1)[1])
+    script, picture = str(Path(__file__).parent / "browser.mjs"), str(pictures / "memory browser.png")
+    command = [node, script, library, browser, comfyui.url, picture, name, str(tmp_path / "given.ttompack")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=420)
+    assert run.returncode == 0, run.stderr
+    seen = json.loads(run.stdout)
+    assert (seen["faults"], seen["outside"]) == ([], [])
+    assert seen["prompts"] == PROMPTS[::-1]  # the newest first, and no text is taken for HTML
+    assert seen["markup"] == 0
+    assert seen["drawn"]
+    assert seen["warning"] == "None of these was ever found by a prompt."
+    assert seen["searched"] == [PROMPTS[1]]
+    assert seen["notice"] == "Taken in: 1 (MIT)."
 
 
 def test_an_entry_whose_file_is_gone_is_flagged(comfyui: Any, memory: str) -> None:

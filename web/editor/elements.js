@@ -24,6 +24,7 @@ const ICONS = {
   onion: "M2.5 6.5h5v5h-5z M6 5V4.5h5v5h-.8 M9 3V2.5h4.5v4.5h-.8",
   json: "M6 3C4 3 5 7.5 3 8c2 .5 1 5 3 5 M10 3c2 0 1 4.5 3 5-2 .5-1 5-3 5",
   upstream: "M8 3v7 M5 7.5l3 3 3-3 M3 13h10",
+  pin: "M6 2.5h4 M7 2.5v4L4.5 9.5h7L9 6.5v-4 M8 9.5v4",
   enlarge: "M3 6V3h3 M10 3h3v3 M13 10v3h-3 M6 13H3v-3",
   play: "M5 3.5 12 8l-7 4.5z",
   pause: "M5.5 3.5v9 M10.5 3.5v9",

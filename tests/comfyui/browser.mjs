@@ -1,0 +1,78 @@
+// Somebody at the memory browser, played by headless Chromium: opens the sidebar, searches, pins, deletes,
+// takes that back, and drops a pack. Prints what was seen as one line of JSON.
+//
+//   node browser.mjs PLAYWRIGHT_CORE CHROMIUM URL SCREENSHOT MEMORY PACK
+import { createRequire } from "node:module";
+import { readFileSync } from "node:fs";
+
+const [library, executablePath, url, screenshot, memory, pack] = process.argv.slice(2);
+const { chromium } = createRequire(import.meta.url)(library);
+const seen = { faults: [], outside: [] };
+
+const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
+try {
+  const page = await browser.newPage({ viewport: { width: 1500, height: 900 } });
+  page.on("request", (request) => {
+    const host = new URL(request.url()).hostname;
+    if (request.url().includes("/ttom") && host !== "127.0.0.1") seen.outside.push(request.url());
+  });
+  await page.goto(url);
+  await page.waitForFunction(() => window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler, null, { timeout: 120_000 });
+  // ComfyUI's own faults are not ours.
+  page.on("pageerror", (error) => /extensions\/[^/]*ttom/.test(error.stack) && seen.faults.push(error.stack));
+  page.on("console", (message) => {
+    const place = message.location().url;
+    const bad = ["error", "warning"].includes(message.type()) && /\/extensions\/[^/]*ttom|\/ttom\//.test(place);
+    if (bad) seen.faults.push(`${place}: ${message.text()}`);
+  });
+
+  await page.locator(".ttom-memory-tab-button").click({ timeout: 60_000 });
+  const panel = page.locator(".ttom-browser");
+  await panel.waitFor({ state: "visible", timeout: 60_000 });
+  await panel.locator(`option[value="${memory}"]`).waitFor({ state: "attached", timeout: 60_000 });
+  await panel.getByLabel("Memory", { exact: true }).selectOption(memory);
+
+  const rows = panel.locator(".ttom-entry");
+  const settled = (count) => page.waitForFunction(
+    (count) => document.querySelectorAll(".ttom-entry").length === count, count, { timeout: 60_000 },
+  );
+  await settled(3);
+  seen.prompts = await rows.locator(".ttom-said > div:first-child").allInnerTexts();
+  seen.markup = await panel.locator(".ttom-said b").count();
+  seen.drawn = await rows.first().locator("canvas").evaluate((canvas) =>
+    canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.some((value) => value > 0));
+  seen.warning = await panel.locator(".ttom-warning").innerText();
+  await page.screenshot({ path: screenshot });
+
+  await panel.getByLabel("Search").fill("blue");
+  await settled(1);
+  seen.searched = await rows.locator(".ttom-said > div:first-child").allInnerTexts();
+  await panel.getByLabel("Search").fill("");
+  await settled(3);
+
+  await rows.first().getByLabel("Pin: never makes room for others").click();
+  await panel.locator('[aria-pressed="true"]').waitFor({ timeout: 60_000 });
+  await panel.getByLabel("Show", { exact: true }).selectOption("pinned");
+  await settled(1);
+  await panel.getByLabel("Show", { exact: true }).selectOption("all");
+  await settled(3);
+
+  await rows.first().getByLabel("Delete; undo brings it back").click();
+  await settled(2);
+  await panel.getByLabel("Take the last change back").click();
+  await settled(3);
+
+  const bytes = readFileSync(pack).toString("base64");
+  const transfer = await page.evaluateHandle((bytes) => {
+    const file = new File([Uint8Array.from(atob(bytes), (c) => c.charCodeAt(0))], "given.ttompack");
+    const transfer = new DataTransfer();
+    transfer.items.add(file);
+    return transfer;
+  }, bytes);
+  await panel.dispatchEvent("drop", { dataTransfer: transfer });
+  await settled(4);
+  seen.notice = await panel.locator(".ttom-notice").innerText();
+} finally {
+  await browser.close();
+}
+console.log(JSON.stringify(seen));

@@ -1,0 +1,32 @@
+// The memory browser in ComfyUI's sidebar.
+
+import { app } from "../../scripts/app.js";
+import { MemoryBrowser } from "./browser/browser.js";
+
+app.registerExtension({
+  name: "TTOM.MemoryBrowser",
+  setup() {
+    if (!app.extensionManager?.registerSidebarTab) return; // a frontend without a sidebar
+    for (const sheet of ["./editor/editor.css", "./browser/browser.css"]) {
+      const link = document.createElement("link");
+      link.rel = "stylesheet";
+      link.href = new URL(sheet, import.meta.url).href;
+      document.head.append(link);
+    }
+    const browser = new MemoryBrowser((path, options) => app.api.fetchApi(`/ttom/memories${path}`, options));
+    app.api.addEventListener("execution_success", () => {
+      if (browser.element.isConnected) browser.refresh();
+    });
+    app.extensionManager.registerSidebarTab({
+      id: "ttom-memory",
+      icon: "pi pi-book",
+      title: "Memory",
+      tooltip: "What TTOM's memories hold",
+      type: "custom",
+      render(place) {
+        place.append(browser.element);
+        browser.refresh();
+      },
+    });
+  },
+});
