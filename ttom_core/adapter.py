@@ -176,7 +176,7 @@ def attach(transformer: NamesModules, adapter: Adapter) -> Iterator[AttachedAdap
         linear = modules.get(name)
         if linear is None:
             raise AdapterError(f"The adapter needs a layer {name!r} that this model does not have.")
-        shape = (linear.weight.shape[0], linear.weight.shape[1])
+        shape = (linear.out_features, linear.in_features)  # quantised weights are packed
         if (b.shape[0], a.shape[1]) != shape:
             raise AdapterError(
                 f"The adapter is for {name} of {b.shape[0]}×{a.shape[1]}, the model's is "

@@ -59,7 +59,7 @@ def load(
         raise ModelError(f"{folder} holds a {family}, which TTOM does not know; it knows {known}.")
     module, name = BACKBONES[family]
     single = _single_file(transformer) if transformer is not None else None
-    check_base(base, single is not None)
+    check_base(base, single is not None, device or _best_device())
     if offload and (device or _best_device()) == "cpu":
         raise ModelError(
             "Offloading moves idle parts from a GPU to the CPU, and there is no GPU; leave it out."

@@ -19,6 +19,9 @@ def fingerprint(family: str, layers: int, width: int, parameters: Iterable[tuple
         if ".lora_" in name:
             continue
         name = name.replace(".base_layer.", ".")  # where peft keeps the layer that a LoRA is on
+        parameter = parameter.detach()
+        if type(parameter.data) is not Tensor and hasattr(parameter.data, "dequantize"):  # torchao's
+            parameter = parameter.data.dequantize()
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().flatten()[:16].float().cpu().numpy().tobytes())
+        digest.update(parameter.flatten()[:16].float().cpu().numpy().tobytes())
     return f"{family}-{layers}x{width}-{digest.hexdigest()[:16]}"

@@ -1,6 +1,7 @@
 """A transformer whose weights take fewer bits; adapters and what is computed keep their precision.
 
-fp8 is diffusers' own layerwise casting. int8 (torchao) and nf4 (bitsandbytes) need their package.
+fp8 is diffusers' own layerwise casting, and leaves the model's fingerprint as it is. int8 (torchao, in bf16
+alone) and nf4 (bitsandbytes, on a GPU alone) need their package; adapters made with them are their own.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ Base = Literal["full", "fp8", "int8", "nf4"]
 PACKAGES: dict[Base, str] = {"int8": "torchao", "nf4": "bitsandbytes"}
 
 
-def check_base(base: str, single_file: bool) -> None:
+def check_base(base: str, single_file: bool, device: str) -> None:
     """TTOMError for a kind of weights that is not known, or cannot be had here."""
     if base not in get_args(Base):
         raise TTOMError(f"There are no weights {base!r}; choose one of {', '.join(get_args(Base))}.")
     package = PACKAGES.get(base)  # type: ignore[call-overload]
     if package and importlib.util.find_spec(package) is None:
         raise TTOMError(f"Weights in {base} need the package {package}; install it with pip, or choose fp8.")
+    if base == "nf4" and device == "cpu":
+        raise TTOMError("Weights in nf4 need a GPU, and the model would run on the CPU; choose fp8.")
     if package and single_file:
         raise TTOMError(f"A single-file transformer cannot be read into {base}; choose fp8, or its folder.")
 
