@@ -7,12 +7,10 @@ app.registerExtension({
   name: "TTOM.MemoryBrowser",
   setup() {
     if (!app.extensionManager?.registerSidebarTab) return; // a frontend without a sidebar
-    for (const sheet of ["./editor/editor.css", "./browser/browser.css"]) {
-      const link = document.createElement("link");
-      link.rel = "stylesheet";
-      link.href = new URL(sheet, import.meta.url).href;
-      document.head.append(link);
-    }
+    const link = document.createElement("link"); // its buttons are the editor's, which brings their style
+    link.rel = "stylesheet";
+    link.href = new URL("./browser/browser.css", import.meta.url).href;
+    document.head.append(link);
     const browser = new MemoryBrowser((path, options) => app.api.fetchApi(`/ttom/memories${path}`, options));
     app.api.addEventListener("execution_success", () => {
       if (browser.element.isConnected) browser.refresh();

@@ -62,6 +62,11 @@ try {
   await panel.getByLabel("Take the last change back").click();
   await settled(3);
 
+  const [download] = await Promise.all([
+    page.waitForEvent("download"), panel.getByLabel("Export what is shown as a pack").click(),
+  ]);
+  seen.exported = [download.suggestedFilename(), readFileSync(await download.path()).subarray(0, 2).toString()];
+
   const bytes = readFileSync(pack).toString("base64");
   const transfer = await page.evaluateHandle((bytes) => {
     const file = new File([Uint8Array.from(atob(bytes), (c) => c.charCodeAt(0))], "given.ttompack");

@@ -120,6 +120,7 @@ def test_the_sidebar_is_used_with_the_mouse(
     assert seen["drawn"]
     assert seen["warning"] == "None of these was ever found by a prompt."
     assert seen["searched"] == [PROMPTS[1]]
+    assert seen["exported"] == [f"{name}.ttompack", "PK"]
     assert seen["notice"] == "Taken in: 1 (MIT)."
 
 

@@ -7,7 +7,6 @@ import { ORDERS, SHOWN, chosen, learnt, size, takenIn, used, warnings } from "..
 import { boxAt, parseLayout } from "../lib/layout.js";
 
 const WAITS = 250; // milliseconds after a key in the search
-const LICENCE = "CC0-1.0";
 
 export class MemoryBrowser {
   // ask(path, options): a Response of the pack's routes
@@ -27,15 +26,23 @@ export class MemoryBrowser {
     this.notice = element("p", { class: "ttom-notice", attributes: { role: "status" } });
     this.warning = element("p", { class: "ttom-warning" });
     this.list = element("ul", { class: "ttom-entries" });
-    const bar = element(
-      "div", { class: "ttom-row" }, this.shown, this.order,
-      button("upstream", "Export what is shown as a pack", () => this.exportPack()),
-      button("undo", "Take the last change back", () => this.change("undo", {})),
-    );
+    this.licence = element("input", {
+      class: "ttom-search", value: "CC0-1.0", title: "What others may do with an exported pack",
+      attributes: { "aria-label": "Licence of exported packs" },
+    });
     this.element = element(
       "div",
       { class: "ttom-browser", on: { dragover: (e) => e.preventDefault(), drop: (e) => this.dropped(e) } },
-      element("div", { class: "ttom-row" }, this.memories), this.words, bar, this.warning, this.notice, this.list,
+      element(
+        "div", { class: "ttom-row" }, this.memories,
+        button("undo", "Take the last change back", () => this.change("undo", {})),
+      ),
+      this.words, element("div", { class: "ttom-row" }, this.shown, this.order),
+      this.warning, this.notice, this.list,
+      element(
+        "div", { class: "ttom-row" }, element("span", { class: "ttom-quiet" }, "Share these under"), this.licence,
+        button("upstream", "Export what is shown as a pack", () => this.exportPack()),
+      ),
       element("p", { class: "ttom-quiet" }, "Drop a .ttompack here to take it in."),
     );
   }
@@ -99,7 +106,7 @@ export class MemoryBrowser {
 
   async exportPack() {
     const path = `/${encodeURIComponent(this.memory)}/export`;
-    const answer = await this.ask(path, sent({ ids: (this.visible ?? []).map(({ id }) => id), licence: LICENCE }));
+    const answer = await this.ask(path, sent({ ids: (this.visible ?? []).map(({ id }) => id), licence: this.licence.value.trim() }));
     if (!answer.ok) return void (await this.complaint(answer));
     const link = element("a", { href: URL.createObjectURL(await answer.blob()), download: `${this.memory}.ttompack` });
     link.click();
