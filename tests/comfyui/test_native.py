@@ -260,6 +260,37 @@ def test_a_gguf_optimises_as_its_weights_dequantised_do(native: Any) -> None:
     assert losses(packed_run) == pytest.approx(losses(reference), abs=1e-4)
 
 
+def test_a_model_for_images_is_optimised_by_its_text_attention(native: Any, tmp_path: Path) -> None:
+    """Random weights of the real class: it has a second cross-attention and more channels."""
+    import torch
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(0)
+    model = WanTransformer3DModel(
+        num_attention_heads=1,
+        attention_head_dim=128,
+        in_channels=36,
+        ffn_dim=64,
+        num_layers=2,
+        image_dim=1280,
+        added_kv_proj_dim=128,
+    )
+    model.save_pretrained(tmp_path / "transformer")
+    convert(tmp_path, native.base / "models" / "diffusion_models" / "image.safetensors")
+    graph = loaded(**composed(layers="0,1", keep_maps=True, steps=4))
+    graph["unet"]["inputs"]["unet_name"] = "image.safetensors"
+    graph["maps"] = node(
+        "TTOM_AttentionPreview", trace=["tto", 4], images=["tto video", 0], fps=8.0, phrase=""
+    )
+    run = native.run(graph)
+    assert run.end == "success", run.error
+    assert min(losses(run)) < losses(run)[0]
+    saved = sorted((native.base / "output" / "loras").glob("native*.safetensors"))[-1]
+    header = saved.read_bytes()
+    assert b"diffusion_model.blocks.0.cross_attn.o.lora_A.weight" in header
+    assert b"k_img" not in header
+
+
 def test_a_memory_and_a_lora_file_travel_between_the_roads(native: Any) -> None:
     """Learnt here, it is found and used there; the stock LoRA loader makes the same video of it."""
     layers = "0,1,2,3"
