@@ -60,6 +60,11 @@ def check_model(model: Model) -> None:
             "The MODEL computes in fp8, which is too coarse for gradients; load it with weight_dtype "
             "fp8_e4m3fn instead of fp8_e4m3fn_fast: it is stored just as small."
         )
+    if model.model_options.get("context_handler") is not None:
+        raise TTOMError(
+            "The MODEL samples its video window by window, and TTOM needs all of it at once; remove the node "
+            "that sets context windows."
+        )
     if _has_wrapper(model, "cache"):
         raise TTOMError(
             "A cache reuses what the MODEL gave at one step in the next, and TTOM changes just that; remove "

@@ -331,6 +331,8 @@ def test_a_memory_and_a_lora_file_travel_between_the_roads(native: Any) -> None:
         seen=node("SaveImage", images=["there", 0], filename_prefix="there"),
         **shown("recalled", sampler(**use)),
         **shown("stock", ksampler("style")),
+        # With a LoRA of the artist's merged into it, it is still the model that the memory knows.
+        **shown("styled", sampler("style", **use)),
         **shown("base", ksampler()),
     )  # fmt: skip
     run = native.run(graph)
@@ -342,6 +344,7 @@ def test_a_memory_and_a_lora_file_travel_between_the_roads(native: Any) -> None:
     changed = np.abs(recalled - base).mean()
     assert changed > 0
     assert np.abs(recalled - stock).mean() < changed / 20
+    assert (frames(native, run, "styled") != stock).any()
 
 
 @pytest.mark.parametrize(
@@ -355,12 +358,18 @@ def test_a_memory_and_a_lora_file_travel_between_the_roads(native: Any) -> None:
         ({"unet": {"weight_dtype": "fp8_e4m3fn_fast"}}, "fp8_e4m3fn instead"),
         ({"tto": {"model": ["compiled", 0]}}, "compiled"),
         ({"tto": {"model": ["cached", 0]}}, "remove the cache node"),
+        ({"tto": {"model": ["windows", 0]}}, "window by window"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
 def test_what_cannot_work_is_refused_in_one_sentence(native: Any, changes: Graph, words: str) -> None:
     graph = loaded(
         compiled=node("TorchCompileModel", model=["shift", 0], backend="inductor"),
+        windows=node(
+            "WanContextWindowsManual",
+            model=["shift", 0], context_length=9, context_overlap=4, context_schedule="standard_static",
+            context_stride=1, closed_loop=False, fuse_method="pyramid",
+        ),
         cached=node(
             "EasyCache", model=["shift", 0], reuse_threshold=0.2, start_percent=0.15, end_percent=0.95,
             verbose=False,
