@@ -1,14 +1,19 @@
 """The benchmark at full size: its extrapolation, and that every design and scope costs less than the last."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import SIZE, build_tiny
 
-from benchmarks.full_size import DESIGNS, SCOPES, cost_of_step, operations, overhead, scaled
 from ttom_core.backbones.wan import WanBackbone
 from ttom_core.forecast import Clip, blueprint_of
 from ttom_core.optimize import TTOSettings
 
+FULL_SIZE = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "full_size.py"))
+DESIGNS, SCOPES, scaled = (FULL_SIZE[name] for name in ("DESIGNS", "SCOPES", "scaled"))
+cost_of_step, operations, overhead = (FULL_SIZE[name] for name in ("cost_of_step", "operations", "overhead"))
 CLIP = Clip(**SIZE)
 
 
