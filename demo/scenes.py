@@ -139,9 +139,9 @@ class SceneSampler:
         self.held_out = held_out
 
     def sample(self, category: str | None = None) -> Scene:
-        """Draw one scene of a category (any, and sometimes one lone object, by default)."""
+        """Draw one scene of a category (by default any, and three times as often one lone object)."""
         if category is None:
-            options = (*CATEGORIES, "single")
+            options = (*CATEGORIES, *("single",) * 3)
             category = options[self.rng.integers(len(options))]
         scene = getattr(self, f"_{category}")()
         if self.rng.random() < 0.5:

@@ -37,7 +37,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from .card import write_card
 from .muon import Muon
 from .scenes import FPS, FRAMES, SIZE, Scene, SceneSampler
-from .widen import look_around, match_rotary, widen_text, widen_transformer
+from .widen import head_start, match_rotary, widen_text, widen_transformer
 
 TEXT_LENGTH, TEXT_WIDTH = 64, 128
 SHIFT = 3.0
@@ -46,7 +46,7 @@ SHIFT = 3.0
 TRAINING_SHIFT = 6.0
 LEARNING_RATE = 6e-3
 LATENT_NOISE = 0.2
-IMAGE_BATCH, CLIP_BATCH = 16, 4
+IMAGE_BATCH, CLIP_BATCH = 32, 8
 WORDS = """a an the and , . of on in to while beside each other stays still moves move right left up
 down from above below two three four circle circles square squares triangle triangles red green blue
 yellow purple cyan turns grows shrinks bounces around zigzags towards away follows dark light
@@ -124,7 +124,7 @@ def narrow_twin(wide: WanPipeline) -> WanPipeline:
     sizes = {"attention_head_dim": 64, "text_dim": TEXT_WIDTH}
     transformer = WanTransformer3DModel.from_config(dict(wide.transformer.config) | sizes)
     match_rotary(transformer, wide.transformer)
-    look_around(transformer)
+    head_start(transformer)
     return WanPipeline(wide.tokenizer, text_encoder, wide.vae, wide.scheduler, transformer)
 
 
@@ -343,6 +343,18 @@ class Workers:
         return sum(end.recv() for end in self.ends), self.slopes.sum(0)
 
 
+def trained(pipe: WanPipeline) -> torch.nn.ModuleDict:
+    """What is trained after the VAE."""
+    return torch.nn.ModuleDict({"transformer": pipe.transformer, "text_encoder": pipe.text_encoder})
+
+
+@torch.no_grad()
+def settle(pipe: WanPipeline, average: dict[str, torch.Tensor]) -> None:
+    """Leave training with the averaged weights."""
+    for name, weight in trained(pipe).eval().named_parameters():
+        weight.copy_(average[name])
+
+
 def train_denoiser(
     pipe: WanPipeline, work: Path, stages: list[tuple[dict, int, int]], seed: int, compiled: bool
 ) -> None:
@@ -350,7 +362,7 @@ def train_denoiser(
 
     Hidden matrices are trained with Muon, the rest with AdamW; resumes from work/denoiser.pt.
     """
-    modules = torch.nn.ModuleDict({"transformer": pipe.transformer, "text_encoder": pipe.text_encoder})
+    modules = trained(pipe)
     weights = dict(modules.named_parameters())
     hidden = [w for name, w in weights.items() if "blocks" in name and w.ndim == 2]
     rest = [w for name, w in weights.items() if not ("blocks" in name and w.ndim == 2)]
@@ -409,8 +421,7 @@ def train_denoiser(
                 optimisers=[optimiser.state_dict() for optimiser in optimisers],
                 iteration=iteration + 1,
             )
-    modules.load_state_dict(average)
-    modules.eval()
+    settle(pipe, average)
 
 
 def main() -> None:
@@ -454,14 +465,14 @@ def main() -> None:
             latents_std=sample.std((0, 2, 3, 4)).tolist(),
         )
         if options.snapshot:
-            state = torch.load(work / "denoiser.pt", map_location="cpu", weights_only=True)["average"]
-            for part in ("transformer", "text_encoder"):
-                start = len(part) + 1
-                own = {k[start:]: v for k, v in state.items() if k.startswith(part + ".")}
-                getattr(narrow, part).load_state_dict(own)
+            settle(
+                narrow, torch.load(work / "denoiser.pt", map_location=device, weights_only=True)["average"]
+            )
         else:
+            early = options.image_iterations // 5  # when a step matters more than a sample
             lessons = [
-                (images, IMAGE_BATCH, options.image_iterations),
+                (images, IMAGE_BATCH // 2, early),
+                (images, IMAGE_BATCH, options.image_iterations - early),
                 (videos, CLIP_BATCH, options.clip_iterations),
             ]
             train_denoiser(narrow.to(device), work, lessons, options.seed, options.compile)
@@ -482,7 +493,7 @@ def main() -> None:
         vae_seen = [f"{b * n} × {frames} frames of {size}×{size}" for frames, size, b, _, n in vae_stages]
         seen = {
             "vae": ", ".join(vae_seen),
-            "denoiser": f"{IMAGE_BATCH * options.image_iterations} × 1 frame, "
+            "denoiser": f"{IMAGE_BATCH * options.image_iterations * 9 // 10} × 1 frame, "
             f"{CLIP_BATCH * options.clip_iterations} × {FRAMES} frames",
         }
         lengths = [name for name in vars(options) if name.endswith(("iterations", "images", "clips"))]
