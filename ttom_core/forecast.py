@@ -260,10 +260,10 @@ def _is_cast(module: nn.Module) -> bool:
 
 
 def held(module: nn.Module, device: torch.device | None = None) -> int:
-    """The bytes of a module's weights, those on one device if it is given."""
+    """The bytes of a module's weights, those on one kind of device if it is given."""
     size = 0
     for tensor in (*module.parameters(), *module.buffers()):
-        if device is None or tensor.device == device:
+        if device is None or tensor.device.type == device.type:
             scales = getattr(getattr(tensor, "quant_state", None), "absmax", None)  # bitsandbytes'
             size += tensor.nbytes + (0 if scales is None else scales.nbytes)
     return size
