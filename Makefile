@@ -76,6 +76,7 @@ bench: $(VENV)/core.stamp
 	$(BIN)/python benchmarks/planning/run.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/memory_quality.py
+	$(BIN)/python benchmarks/full_size.py
 	$(BIN)/python benchmarks/readme.py
 
 figures: $(VENV)/core.stamp

@@ -106,8 +106,8 @@ def build_pipeline(seed: int = 0) -> WanPipeline:
         out_channels=16,
         text_dim=4096,
         freq_dim=256,
-        ffn_dim=512,
-        num_layers=4,
+        ffn_dim=256,
+        num_layers=6,
         cross_attn_norm=True,
         qk_norm="rms_norm_across_heads",
     )

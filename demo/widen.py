@@ -37,8 +37,9 @@ def match_rotary(narrow: WanTransformer3DModel, wide: WanTransformer3DModel) -> 
 def head_start(transformer: WanTransformer3DModel, strength: float = 5.0) -> None:
     """Initial weights from which a few heads learn twice as fast as from the library's.
 
-    - The first head of each block looks at a neighbour of its token: left, above, right, below, in turn
-      (a constant query and key on the fastest rotary frequencies, the key turned by the offset).
+    - The first head of the first four blocks looks at its token's neighbour to the left, above, to the
+      right, below (a constant query and key on the fastest rotary frequencies, the key turned by the
+      offset).
     - Blocks start as the identity, gates open (adaLN-Zero, Peebles & Xie 2023).
     - Words are as loud as the video, and the padding, most of the text, is not listened to.
     """
@@ -49,7 +50,8 @@ def head_start(transformer: WanTransformer3DModel, strength: float = 5.0) -> Non
     for index, block in enumerate(transformer.blocks):
         row, column = ((0, -1), (-1, 0), (0, 1), (1, 0))[index % 4]
         rows, columns = rope.t_dim, rope.t_dim + rope.h_dim
-        for start, offset, pairs in ((0, 0, 3), (rows, row, 2), (columns, column, 2)):
+        axes = ((0, 0, 3), (rows, row, 2), (columns, column, 2))
+        for start, offset, pairs in axes if index < 4 else ():
             place = slice(start, start + 2 * pairs)
             angle = offset * speed[place][::2]
             block.attn1.to_q.bias[place] = strength * torch.tensor([1.0, 0.0]).repeat(pairs)
