@@ -287,7 +287,10 @@ class Batch(NamedTuple):
 
     def split(self, parts: int) -> list[Batch]:
         cuts = [i * len(self.captions) // parts for i in range(parts + 1)]
-        return [Batch(*(field[a:b] for field in self)) for a, b in pairwise(cuts)]
+        return [
+            Batch(self.latents[a:b], self.noise[a:b], self.sigma[a:b], self.captions[a:b])
+            for a, b in pairwise(cuts)
+        ]
 
 
 def gradient(pipe: WanPipeline, batch: Batch) -> tuple[float, torch.Tensor]:
@@ -310,8 +313,8 @@ def serve(pipe: WanPipeline, slopes: torch.Tensor, compiled: bool, connection: C
     for block in pipe.transformer.blocks if compiled else ():
         block.compile()
     while (arrays := connection.recv()) is not None:
-        latents, noise, sigma, captions = arrays
-        loss, slopes[:] = gradient(pipe, Batch(*map(torch.from_numpy, (latents, noise, sigma)), captions))
+        latents, noise, sigma = map(torch.from_numpy, arrays[:3])
+        loss, slopes[:] = gradient(pipe, Batch(latents, noise, sigma, arrays[3]))
         connection.send(loss)
 
 
@@ -505,7 +508,7 @@ def main() -> None:
         facts = {
             "seen": seen,
             "text": TEXT_LENGTH,
-            "command": " ".join(["python -m demo.train", *chosen]),
+            "command": " ".join(["python -m demo.train", *chosen, *["--compile"] * options.compile]),
             "note": f"\n{options.note}\n" if options.note else "",
             "seed": options.seed,
             "torch": torch.__version__,

@@ -23,8 +23,8 @@ def twins():
 
 
 def test_the_wide_text_encoder_says_the_same_and_nothing_else(twins):
-    narrow, wide = twins
-    tokens = narrow.tokenizer(["a red circle moves up", "two cyan squares"], padding=True, return_tensors="pt")
+    captions = ["a red circle moves up", "two cyan squares"]
+    tokens = twins[0].tokenizer(captions, padding=True, return_tensors="pt")
     with torch.no_grad():
         few, many = (
             pipe.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state for pipe in twins
