@@ -14,18 +14,23 @@ from typing import TYPE_CHECKING, Any
 import comfy.ops
 import comfy.sample
 import comfy.samplers
+import numpy as np
 from comfy.latent_formats import Wan21
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_management import get_total_memory
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ..ttom_core.backbones.native import BlockTurn, NativeWan
+from ..ttom_core.backbones.native import BlockTurn, NativeModel, NativeWan
 from ..ttom_core.backbones.phrases import EncodedPrompt
 from ..ttom_core.errors import TTOMError
+from ..ttom_core.memory.embedding import identity, unit_rows
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from ..ttom_core.memory.embedding import Embedder
 
 SAMPLERS = list(comfy.samplers.KSampler.SAMPLERS)
 SCHEDULERS = list(comfy.samplers.KSampler.SCHEDULERS)
@@ -91,6 +96,17 @@ def weights_of(model: Model) -> dict[str, Tensor]:
         if key.startswith(prefix):
             weights[key.removeprefix(prefix)] = kept.weight
     return weights
+
+
+def is_model(thing: object) -> bool:
+    """Whether this came from a MODEL socket."""
+    return isinstance(thing, ModelPatcher)
+
+
+def native_model(model: Model) -> NativeModel:
+    """A MODEL as a memory sees it; TTOMError for one that TTOM does not know."""
+    check_model(model)
+    return NativeModel(model.model.diffusion_model, weights_of(model))
 
 
 def weight_of(linear: nn.Module, like: Tensor) -> Tensor:
@@ -280,6 +296,28 @@ def _read(clip: Any, tokens: Mapping[str, Any], text: str) -> EncodedPrompt:
         offsets.append((len(spelt), len(spelt) + len(piece)))
         spelt += piece
     return EncodedPrompt(text, spelt, tuple(offsets), len(offsets) + 1)  # nothing is cut off
+
+
+def embedder(clip: Any) -> Embedder:
+    """The text encoder of a CLIP as a memory's embedder."""
+    own = getattr(clip, "embedder", None)  # our own text encoders'
+    return own() if own is not None else ClipEmbedder(clip)
+
+
+class ClipEmbedder:
+    """The mean over a sentence's tokens of a stock CLIP, special and unknown ones left out."""
+
+    def __init__(self, clip: Any) -> None:
+        self.clip, self.name = clip, f"comfyui-{identity(clip.cond_stage_model)}"
+
+    def __call__(self, sentences: list[str]) -> np.ndarray:
+        rows = []
+        for sentence in sentences:
+            tokens = self.clip.tokenize(sentence)
+            spelt = [i for i, (a, b) in enumerate(_read(self.clip, tokens, sentence).offsets) if a < b]
+            ((hidden, _),) = self.clip.encode_from_tokens_scheduled(tokens)
+            rows.append(hidden[0, spelt].float().mean(0))
+        return unit_rows(rows, 0)
 
 
 def to_wan(latents: Tensor) -> Tensor:

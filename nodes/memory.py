@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
+from ..ttom_core.errors import TTOMError
 from ..ttom_core.memory.embedding import text_embedder
 from ..ttom_core.memory.pack import export_pack, import_pack, plan_import, printable
 from ..ttom_core.memory.recall import insert, learn, recall, scene_of
 from ..ttom_core.optimize import PRESETS, insist_on_layers
 from ..ttom_core.probe import chosen_layers
-from . import host
+from . import compat, host
 from .types import BackboneSocket, LayoutSocket, MemorySocket, RecallSocket, Solved, SolvedSocket
 
 if TYPE_CHECKING:
-    from ..ttom_core.backbones.base import Backbone
+    from ..ttom_core.backbones.base import Adaptable, Backbone
     from ..ttom_core.layout import Layout
     from ..ttom_core.memory.embedding import Embedder
     from ..ttom_core.memory.recall import Recall
@@ -25,8 +26,29 @@ CATEGORY = "TTOM/memory"
 LIMIT = 200  # entries that Browse lists
 
 
-def _embedder(backbone: Backbone) -> Embedder:
-    return text_embedder("pipeline", getattr(backbone, "pipeline", None))
+def _model_input(tooltip: str) -> io.Input:
+    return io.MultiType.Input("backbone", types=[BackboneSocket, io.Model], tooltip=tooltip)
+
+
+def _clip_input() -> io.Input:
+    return io.Clip.Input(
+        "clip",
+        optional=True,
+        tooltip="The text encoder that goes with a MODEL: scenes are compared by it. A backbone has its own.",
+    )
+
+
+def _adaptable(model: Backbone | compat.Model) -> Adaptable:
+    """What adapters of the memory sit on: a backbone, or a MODEL by diffusers' names."""
+    return compat.native_model(model) if compat.is_model(model) else model
+
+
+def _embedder(model: Backbone | compat.Model, clip: Any | None) -> Embedder:
+    if not compat.is_model(model):
+        return text_embedder("pipeline", getattr(model, "pipeline", None))
+    if clip is None:
+        raise TTOMError("A MODEL comes without a text encoder; connect its CLIP to clip as well.")
+    return compat.embedder(clip)
 
 
 def _line(entry: MemoryEntry) -> str:
@@ -85,7 +107,7 @@ class MemoryRead(io.ComfyNode):
             description="Finds earlier solutions of the same scene and averages them, for the sampler.",
             inputs=[
                 MemorySocket.Input("memory"),
-                BackboneSocket.Input("backbone"),
+                _model_input("The model to be sampled: a backbone, or a MODEL from any loader."),
                 LayoutSocket.Input("layout"),
                 io.String.Input("prompt", multiline=True, default=""),
                 io.Combo.Input(
@@ -107,6 +129,7 @@ class MemoryRead(io.ComfyNode):
                     optional=True,
                     tooltip="The sampler's own layers: entries made with others could not be used there.",
                 ),
+                _clip_input(),
             ],
             outputs=[
                 RecallSocket.Output("recall", display_name="recall"),
@@ -118,25 +141,26 @@ class MemoryRead(io.ComfyNode):
     def execute(
         cls,
         memory: MemoryStore,
-        backbone: Backbone,
+        backbone: Backbone | compat.Model,
         layout: Layout,
         prompt: str,
         preset: str,
         threshold: float,
         top_k: int,
         layers: str = "",
+        clip: Any | None = None,
     ) -> io.NodeOutput:
-        settings = PRESETS[preset]
-        chosen = chosen_layers(layers, backbone.fingerprint) if layers.strip() else settings.layers
-        insist_on_layers(chosen, backbone)
+        settings, model = PRESETS[preset], _adaptable(backbone)
+        chosen = chosen_layers(layers, model.fingerprint) if layers.strip() else settings.layers
+        insist_on_layers(chosen, model)
         known = recall(
             memory,
-            scene_of(prompt, layout, _embedder(backbone)),
-            backbone.fingerprint,
+            scene_of(prompt, layout, _embedder(backbone, clip)),
+            model.fingerprint,
             threshold=threshold,
             top_k=top_k,
             rank=settings.rank,
-            modules=backbone.adapter_modules(chosen, settings.scope).keys(),
+            modules=model.adapter_modules(chosen, settings.scope).keys(),
         )
         lines = [f"{_line(hit.entry)}: {printable(hit.why)}" for hit in known.hits]
         return _told("\n".join([*lines, *known.skipped]) or "Nothing is known of this scene yet.", known)
@@ -154,10 +178,11 @@ class MemoryInsert(io.ComfyNode):
             description="Keeps what the sampler optimised as a new entry.",
             inputs=[
                 MemorySocket.Input("memory"),
-                BackboneSocket.Input("backbone"),
-                SolvedSocket.Input("solved"),
+                _model_input("The model that was sampled: a backbone, or a MODEL from any loader."),
+                SolvedSocket.Input("solved", tooltip="From either sampler."),
                 io.Boolean.Input("pinned", default=False, tooltip="Never makes room for others."),
                 io.String.Input("note", default=""),
+                _clip_input(),
             ],
             outputs=[
                 MemorySocket.Output("memory_out", display_name="memory"),
@@ -168,11 +193,17 @@ class MemoryInsert(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, memory: MemoryStore, backbone: Backbone, solved: Solved, pinned: bool, note: str
+        cls,
+        memory: MemoryStore,
+        backbone: Backbone | compat.Model,
+        solved: Solved,
+        pinned: bool,
+        note: str,
+        clip: Any | None = None,
     ) -> io.NodeOutput:
         entry = insert(
             memory,
-            scene_of(solved.prompt, solved.layout, _embedder(backbone)),
+            scene_of(solved.prompt, solved.layout, _embedder(backbone, clip)),
             solved.adapter,
             settings=solved.settings.model_dump(mode="json"),
             lora_seed=solved.settings.lora_seed,
@@ -334,7 +365,7 @@ class MemoryImport(io.ComfyNode):
             description="Takes in someone else's entries; everything in the file is checked first.",
             inputs=[
                 MemorySocket.Input("memory"),
-                BackboneSocket.Input("backbone", tooltip="Only entries made with this model are taken in."),
+                _model_input("Only entries made with this model are taken in."),
                 io.Combo.Input(
                     "pack",
                     options=list(host.memory_packs()),
@@ -357,9 +388,9 @@ class MemoryImport(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, memory: MemoryStore, backbone: Backbone, pack: str, conflicts: str, really: bool
+        cls, memory: MemoryStore, backbone: Backbone | compat.Model, pack: str, conflicts: str, really: bool
     ) -> io.NodeOutput:
-        plan = plan_import(memory, host.memory_packs()[pack], fingerprint=backbone.fingerprint)
+        plan = plan_import(memory, host.memory_packs()[pack], fingerprint=_adaptable(backbone).fingerprint)
         counts = ", ".join(
             f"{plan.count(status)} {status}" for status in ("new", "same", "conflicting", "incompatible")
         )

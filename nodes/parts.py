@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..ttom_core.errors import TTOMError
+from ..ttom_core.memory.embedding import text_embedder
 from . import compat
 from .types import BackboneSocket
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from ..ttom_core.backbones.phrases import EncodedPrompt
     from ..ttom_core.backbones.wan import WanBackbone
+    from ..ttom_core.memory.embedding import Embedder
 
 
 class PipelineCLIP:
@@ -32,6 +34,10 @@ class PipelineCLIP:
 
     def read(self, text: str) -> EncodedPrompt:
         return self.backbone.read(text)
+
+    def embedder(self) -> Embedder:
+        """The pipeline's own: a memory then has the same entries for it and for the MODEL."""
+        return text_embedder("pipeline", self.backbone.pipeline)
 
 
 class PipelineVAE:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .adapter import Adapter, AttachedAdapter, attach, init_adapter
 from .attention import JointMap, PrefixCache
-from .backbones.base import Denoiser, Movable, Optimisable
+from .backbones.base import Adaptable, Denoiser, Movable, Optimisable
 from .errors import TTOMError
 from .masks import SoftMasks
 from .objectives import alignment_loss
@@ -435,7 +435,7 @@ def frozen(module: Denoiser) -> Iterator[None]:
         flag(True)
 
 
-def insist_on_layers(layers: tuple[int, ...], backbone: Optimisable) -> None:
+def insist_on_layers(layers: tuple[int, ...], backbone: Adaptable) -> None:
     """TTOMError for a loss layer that the model does not have."""
     for layer in layers:
         if not 0 <= layer < backbone.num_layers:

@@ -39,7 +39,7 @@ def answers() -> Any:
     if not folder:
         pytest.skip("COMFYUI_DIR is not set: the folder of a ComfyUI installation to test against")
     python = os.environ.get("COMFYUI_PYTHON") or sys.executable
-    code = BEFORE + TOKENS + WEIGHTS + ROOM + "print(json.dumps(answers))"
+    code = BEFORE + TOKENS + SENTENCES + WEIGHTS + ROOM + "print(json.dumps(answers))"
     command = [python, "-c", code, str(ROOT)]
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280)
     assert run.returncode == 0, run.stderr[-3000:]
@@ -83,6 +83,32 @@ def test_phrases_are_found_among_the_stock_tokenizers_pieces(answers: Any) -> No
     assert plain == weighted == "redcircle"
     assert partly == "bluesquare"
     assert twice == "redcircle" * 2
+
+
+SENTENCES = """
+torch.manual_seed(0)
+table = torch.nn.Embedding(64, 8)
+
+def encoded(tokens):
+    (batch,) = tokens["umt5xxl"]
+    return [[table(torch.tensor([[token for token, _ in batch]])), {}]]
+
+with torch.no_grad():
+    clip.cond_stage_model, clip.encode_from_tokens_scheduled = table, encoded
+    embedder = compat.embedder(clip)
+    rows = embedder(["a red circle moves", "a red circle moves ☃", "a blue square"])
+    name = embedder.name
+    table.weight += 1
+answers["sentences"] = [float(rows[0] @ row) for row in rows]
+answers["names"] = [name, compat.embedder(clip).name]
+"""
+
+
+def test_a_stock_clip_embeds_sentences_by_their_known_words(answers: Any) -> None:
+    same, unknown, other = answers["sentences"]
+    assert same == pytest.approx(1, abs=1e-6)
+    assert other < unknown
+    assert answers["names"][0] != answers["names"][1]
 
 
 WEIGHTS = """

@@ -291,6 +291,61 @@ def test_a_model_for_images_is_optimised_by_its_text_attention(native: Any, tmp_
     assert b"k_img" not in header
 
 
+def test_a_memory_serves_both_roads(native: Any) -> None:
+    """What either inserts, both find by the same words; what started from it here improves it."""
+    layers = "0,1,2,3"
+    here: Graph = {"backbone": ["shift", 0], "clip": ["parts", 0]}
+    there: Graph = {"backbone": ["load", 0]}
+
+    def read(memory: list[Any], **model: Any) -> dict[str, Any]:
+        return node(
+            "TTOM_MemoryRead",
+            memory=memory, layout=["plan", 0], prompt=PROMPT, preset="released", threshold=0.5, top_k=5,
+            layers=layers, **model,
+        )  # fmt: skip
+
+    def insert(memory: list[Any], solved: list[Any], **model: Any) -> dict[str, Any]:
+        return node("TTOM_MemoryInsert", memory=memory, solved=solved, pinned=False, note="", **model)
+
+    settings: Graph = {"masks": ["soften", 0], "preset": "released", "layers": layers, "steps": 4}
+    learnt = loaded(
+        tto=sampler(**settings),
+        diffusers=node(
+            "TTOM_TTOSampler",
+            backbone=["load", 0], prompt=PROMPT, negative_prompt="", seed=8, guidance_scale=4.0,
+            num_frames=21, width=64, height=64, **settings,
+        ),
+        open=node("TTOM_MemoryOpen", name="both roads", read_only=False, max_entries=0),
+        first=insert(["open", 0], ["tto", 3], **here),
+        second=insert(["first", 0], ["diffusers", 4], **there),
+        here=read(["second", 0], **here),
+        there=read(["second", 0], **there),
+        why_here=node("PreviewAny", source=["here", 1]),
+        why_there=node("PreviewAny", source=["there", 1]),
+        again=sampler(recall=["here", 0], **settings),
+        update=node(
+            "TTOM_MemoryUpdate",
+            memory=["second", 0], recall=["here", 0], solved=["again", 3], on_hit="update",
+        ),
+        told=node("PreviewAny", source=["update", 1]),
+    )  # fmt: skip
+    run = native.run(learnt)
+    assert run.end == "success", run.error
+    found, theirs = (
+        [line.split()[0] for line in run.outputs[name]["text"][0].splitlines()]
+        for name in ("why_here", "why_there")
+    )
+    assert len(set(found)) == 2
+    assert sorted(found) == sorted(theirs)
+    assert "updated 2" in run.outputs["told"]["text"][0]
+
+    alone = loaded(
+        open=learnt["open"], read=read(["open", 0], backbone=["shift", 0]),
+        why=node("PreviewAny", source=["read", 1]),
+    )  # fmt: skip
+    assert "connect its CLIP" in native.run(alone).error
+
+
 def test_a_memory_and_a_lora_file_travel_between_the_roads(native: Any) -> None:
     """Learnt here, it is found and used there; the stock LoRA loader makes the same video of it."""
     layers = "0,1,2,3"

@@ -102,10 +102,13 @@ SOCKETS = {
     "TTOM_PipelineParts": (["backbone"], ["CLIP", "VAE"]),
     "TTOM_MemoryOpen": (["name", "read_only", "max_entries"], ["TTOM_MEMORY"]),
     "TTOM_MemoryRead": (
-        ["memory", "backbone", "layout", "prompt", "preset", "threshold", "top_k", "layers"],
+        ["memory", "backbone", "layout", "prompt", "preset", "threshold", "top_k", "layers", "clip"],
         ["TTOM_RECALL", "STRING"],
     ),
-    "TTOM_MemoryInsert": (["memory", "backbone", "solved", "pinned", "note"], ["TTOM_MEMORY", "STRING"]),
+    "TTOM_MemoryInsert": (
+        ["memory", "backbone", "solved", "pinned", "note", "clip"],
+        ["TTOM_MEMORY", "STRING"],
+    ),
     "TTOM_MemoryUpdate": (["memory", "recall", "solved", "on_hit"], ["TTOM_MEMORY", "STRING"]),
     "TTOM_MemoryDelete": (["memory", "ids", "words", "really"], ["TTOM_MEMORY", "STRING"]),
     "TTOM_MemoryBrowse": (["memory", "words"], ["STRING"]),

@@ -35,12 +35,20 @@ class Movable(Protocol):
         """Keep the blocks behind this one off the device for the length of a `with` block."""
 
 
-class Optimisable(Protocol):
+class Adaptable(Protocol):
+    """A model that adapters fit on: all that a memory asks of it."""
+
+    fingerprint: str
+    num_layers: int
+
+    def adapter_modules(self, layers: Sequence[int], scope: str) -> dict[str, nn.Linear]:
+        """The linear layers an adapter may sit on when the loss is taken at these layers."""
+
+
+class Optimisable(Adaptable, Protocol):
     """A text-to-video model in its host's sampling loop: all that the optimisation asks of it."""
 
     transformer: Any  # a Denoiser
-    fingerprint: str
-    num_layers: int
     max_text_tokens: int
 
     def check_trainable(self, sigmas: Sequence[float] = ()) -> None:
@@ -48,9 +56,6 @@ class Optimisable(Protocol):
 
     def phrase_tokens(self, prompt: str, phrases: Sequence[str]) -> dict[str, tuple[int, ...]]:
         """Key positions of each phrase; TTOMError when absent or past the token limit."""
-
-    def adapter_modules(self, layers: Sequence[int], scope: str) -> dict[str, nn.Linear]:
-        """The linear layers an adapter may sit on when the loss is taken at these layers."""
 
     def sigmas(self, steps: int) -> list[float]:
         """The noise level (0…1) of each of this many denoising steps."""

@@ -59,11 +59,27 @@ class NativeDenoiser:
             hook(self, (), call)
 
 
-class NativeWan:
-    """Answers what the optimisation asks of a model (`base.Optimisable`) for ComfyUI's own Wan.
+class NativeModel:
+    """ComfyUI's own Wan as a memory sees it (`base.Adaptable`), by diffusers' names.
 
-    `sigmas` are the noise levels of the run's steps, `weights` the model's tensors by native name without a
-    user's LoRAs, from which the fingerprint comes; it is the one of the same weights in diffusers' format.
+    `weights` are the model's tensors by native name without a user's LoRAs, from which the fingerprint comes;
+    it is the one of the same weights in diffusers' format.
+    """
+
+    def __init__(self, model: Any, weights: Mapping[str, Tensor]) -> None:
+        self.transformer = NativeDenoiser(model)
+        self.num_layers = len(model.blocks)
+        self.fingerprint = native_fingerprint(weights)
+
+    def adapter_modules(self, layers: Sequence[int], scope: str) -> dict[str, Any]:
+        paths = [f"blocks.{layer}.attn2.{name}" for layer, name in adapter_places(layers, scope)]
+        return {path: self.transformer.model.get_submodule(native_name(path)) for path in paths}
+
+
+class NativeWan(NativeModel):
+    """Answers what the optimisation asks of a model (`base.Optimisable`) during one run of a sampler.
+
+    `sigmas` are the noise levels of the run's steps.
     """
 
     def __init__(
@@ -75,23 +91,18 @@ class NativeWan:
         denoise: Denoise,
         weight_of: WeightOf,
     ) -> None:
-        self.transformer, self.blocks = NativeDenoiser(model), model.blocks
-        self.num_layers, self.heads = len(model.blocks), model.num_heads
+        super().__init__(model, weights)
+        self.blocks, self.heads = model.blocks, model.num_heads
         self.max_text_tokens = prompt.limit
         self._patch: tuple[int, int, int] = tuple(model.patch_size)
         self.prompt, self._sigmas = prompt, list(sigmas)
         self._denoise, self._weight_of = denoise, weight_of
-        self.fingerprint = native_fingerprint(weights)
 
     def check_trainable(self, sigmas: Sequence[float] = ()) -> None:
         """Nothing to refuse: the host's file looks at the MODEL before it makes this."""
 
     def phrase_tokens(self, prompt: str, phrases: Sequence[str]) -> dict[str, tuple[int, ...]]:
         return self.prompt.positions(phrases)
-
-    def adapter_modules(self, layers: Sequence[int], scope: str) -> dict[str, Any]:
-        paths = [f"blocks.{layer}.attn2.{name}" for layer, name in adapter_places(layers, scope)]
-        return {path: self.transformer.model.get_submodule(native_name(path)) for path in paths}
 
     def sigmas(self, steps: int) -> list[float]:
         return self._sigmas

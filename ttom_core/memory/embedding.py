@@ -61,7 +61,7 @@ class PipelineEmbedder:
                 "embedder clip or sentence-transformers."
             )
         vocabulary = sorted(pipeline.tokenizer.get_vocab().items())
-        self.name = f"pipeline-{_identity(encoder, vocabulary)}"
+        self.name = f"pipeline-{identity(encoder, vocabulary)}"
 
     def __call__(self, sentences: list[str]) -> np.ndarray:
         import torch
@@ -77,7 +77,7 @@ class PipelineEmbedder:
                 hidden = encoder(ids, torch.ones_like(ids)).last_hidden_state[0]
             real = [i for i, token in enumerate(known) if token not in special]
             rows.append(hidden[real or slice(None)].float().mean(0).cpu())
-        return _unit(rows, encoder.config.hidden_size)
+        return unit_rows(rows, encoder.config.hidden_size)
 
 
 class ClipEmbedder:
@@ -93,7 +93,7 @@ class ClipEmbedder:
             raise TTOMError(
                 f"The CLIP model {model!r} cannot be loaded; name a folder or a model that is downloaded."
             ) from error
-        self.name = f"clip-{_identity(self.encoder, sorted(self.tokenizer.get_vocab().items()))}"
+        self.name = f"clip-{identity(self.encoder, sorted(self.tokenizer.get_vocab().items()))}"
 
     def __call__(self, sentences: list[str]) -> np.ndarray:
         import torch
@@ -104,7 +104,7 @@ class ClipEmbedder:
             encoding = self.tokenizer(sentence, truncation=True, max_length=limit, return_tensors="pt")
             with torch.no_grad():
                 rows.append(self.encoder(**encoding).text_embeds[0].float())
-        return _unit(rows, self.encoder.config.projection_dim)
+        return unit_rows(rows, self.encoder.config.projection_dim)
 
 
 class SentenceEmbedder:
@@ -125,15 +125,18 @@ class SentenceEmbedder:
                 f"The sentence-transformers model {model!r} cannot be loaded; name a folder or a model "
                 "that is downloaded."
             ) from error
-        self.name = f"sentence-{_identity(self.encoder, sorted(self.encoder.tokenizer.get_vocab().items()))}"
+        self.name = f"sentence-{identity(self.encoder, sorted(self.encoder.tokenizer.get_vocab().items()))}"
 
     def __call__(self, sentences: list[str]) -> np.ndarray:
         rows = [self.encoder.encode(s, convert_to_tensor=True, show_progress_bar=False) for s in sentences]
-        return _unit(rows, self.encoder.get_sentence_embedding_dimension())
+        return unit_rows(rows, self.encoder.get_sentence_embedding_dimension())
 
 
-def _identity(encoder: nn.Module, vocabulary: Iterable[tuple[str, int]]) -> str:
-    """Class and weights: the start of every parameter, hashed as bfloat16, in which most are loaded."""
+def identity(encoder: nn.Module, vocabulary: Iterable[tuple[str, int]] = ()) -> str:
+    """What an embedder's name says of its text encoder: class and weights.
+
+    Of every parameter the start is hashed, as bfloat16, in which most are loaded.
+    """
     import torch
 
     digest = hashlib.sha256(repr(list(vocabulary)).encode())
@@ -148,8 +151,8 @@ def _identity(encoder: nn.Module, vocabulary: Iterable[tuple[str, int]]) -> str:
     return f"{type(encoder).__name__.lower()}-{digest.hexdigest()[:16]}"
 
 
-def _unit(rows: list[Tensor], width: int) -> np.ndarray:
-    """Rows float32 [n, d] of length 1."""
+def unit_rows(rows: list[Tensor], width: int) -> np.ndarray:
+    """Vectors [d] as rows of length 1, float32 [n, d]; TTOMError when one is not finite."""
     vectors = np.stack([row.cpu().numpy() for row in rows]) if rows else np.empty((0, width), np.float32)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not (np.isfinite(lengths).all() and (lengths > 0).all()):
