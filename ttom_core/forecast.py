@@ -29,7 +29,7 @@ from .backbones.published import PUBLISHED
 from .backbones.quantization import Base
 from .errors import TTOMError
 from .objectives import alignment_loss
-from .optimize import insist_on_layers
+from .optimize import agreed, insist_on_layers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -513,7 +513,7 @@ def fitted(backbone: Any, clip: Clip, settings: TTOSettings | None) -> Fit:
     pipeline, model = backbone.pipeline, blueprint_of(backbone)
     device = torch.device(pipeline._execution_device)
     loaded = sum(held(part, device) for part in pipeline.components.values() if isinstance(part, nn.Module))
-    free = loaded + int(free_memory(device) * (1 - RESERVE))
+    free = int(agreed(backbone, loaded + int(free_memory(device) * (1 - RESERVE))))
     offload = bool(getattr(pipeline, "_all_hooks", None))
     for plan in _within_reach(settings, offload, device):
         needed = forecast(model, clip, settings, plan)

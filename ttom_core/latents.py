@@ -24,6 +24,7 @@ from .optimize import (
     Trace,
     TraceRow,
     TTOSettings,
+    agreed,
     frozen,
     insist_finite,
     insist_on_grid,
@@ -151,6 +152,7 @@ class LatentGuidance:
                 change.requires_grad_(True)
                 maps = self._maps(call | {"hidden_states": _moved(given, change)}, row)
                 energy, loss = self._energy(maps)
+                loss = agreed(self.backbone, loss)
                 insist_finite("latents' loss", loss, self._step, "latents.step_size")
                 if self.keep_maps and self.trace.maps_before is None:
                     self.trace.maps_before = self._mean_maps(maps)
@@ -283,7 +285,7 @@ class LatentGuidance:
             pass
         finally:
             hook.remove()
-        return found[0]
+        return agreed(self.backbone, found[0])
 
 
 def _moved(latents: Tensor, change: Tensor) -> Tensor:

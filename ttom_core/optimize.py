@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .adapter import Adapter, AttachedAdapter, attach, init_adapter
 from .attention import JointMap, PrefixCache
-from .backbones.base import Adaptable, Denoiser, Movable, Optimisable
+from .backbones.base import Adaptable, Denoiser, Movable, Optimisable, Shareable
 from .errors import TTOMError
 from .masks import SoftMasks
 from .objectives import alignment_loss
@@ -174,12 +174,13 @@ class Trace:
     """What happened: a row an iteration and, on request, the phrases' maps [τ, h, w] before and after.
 
     `rows` are the adapter's iterations, `latent_rows` those that moved the latents; LVD's losses are per
-    head and frame.
+    head and frame. `notes` are warnings, a sentence each, for hosts that show them beside the video.
     """
 
     def __init__(self) -> None:
         self.rows: list[TraceRow] = []
         self.latent_rows: list[TraceRow] = []
+        self.notes: list[str] = []
         self.maps_before: dict[str, np.ndarray] | None = None
         self.maps_after: dict[str, np.ndarray] | None = None
 
@@ -265,11 +266,12 @@ class TTO:
                 "there is nothing to optimise in; use more steps or lower sigma_end."
             )
         if self.settings.iterations and count < SHORT:
-            warnings.warn(
+            note = (
                 f"Only {count} of {len(sigmas)} denoising steps lie in the noise levels {low} to {high}; the "
-                "layout will be followed less closely than with a longer schedule.",
-                stacklevel=3,
+                "layout will be followed less closely than with a longer schedule."
             )
+            self.trace.notes.append(note)
+            warnings.warn(note, stacklevel=3)
         return [self.settings.iterations * self._wanted(sigma) for sigma in sigmas]
 
     def _wanted(self, sigma: float) -> bool:
@@ -365,7 +367,7 @@ class TTO:
             layers = maps()
             insist_on_grid(masks, next(iter(layers.values())).shape)
             loss = alignment_loss(layers, masks, settings.objective, settings.normalize_over)
-            value = loss.item()
+            value = agreed(self.backbone, loss.item())
             insist_finite("alignment loss", value, self._step, "learning rate")
             if self.keep_maps and self.trace.maps_before is None:
                 self.trace.maps_before = mean_maps(layers, self.masks.phrases)
@@ -376,6 +378,8 @@ class TTO:
             if loss.requires_grad:
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             self._insist_on_gradients(gradients)
+            if isinstance(self.backbone, Shareable):
+                gradients = self.backbone.summed(gradients)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             self._optimizer.step()
@@ -411,6 +415,11 @@ class TTO:
         if self.settings.freeze_a:
             return [b for _, b in self._attached.pairs.values()]
         return self._attached.parameters()
+
+
+def agreed(backbone: Optimisable, value: float) -> float:
+    """A loss as all devices that share the model have it, so that none of them stops alone."""
+    return backbone.agreed(value) if isinstance(backbone, Shareable) else value
 
 
 def is_between(sigma: float, start: float, end: float) -> bool:

@@ -35,6 +35,17 @@ class Movable(Protocol):
         """Keep the blocks behind this one off the device for the length of a `with` block."""
 
 
+@runtime_checkable
+class Shareable(Protocol):
+    """A model that several devices can run together: each calls the same, in the same order."""
+
+    def agreed(self, value: float) -> float:
+        """The least of all devices' values, by which all decide alike; on one device the value itself."""
+
+    def summed(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """Gradients of what every device holds, of a loss of `maps`, from each device's part of them."""
+
+
 class Adaptable(Protocol):
     """A model that adapters fit on: all that a memory asks of it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ from ..attention import (
 )
 from ..errors import TTOMError
 from .fingerprint import fingerprint
+from .parallel import devices_of
 from .phrases import EncodedPrompt
 from .published import default_layers
 from .quantization import Base, cast_weights, quantized_loading
@@ -159,9 +161,13 @@ class PipelineBackbone(ABC):
         for name, size in (("height", height), ("width", width)):
             if size < multiple or size % multiple:
                 raise TTOMError(f"The {name} must be a multiple of {multiple}, not {size}.")
+        devices_of(self.transformer).insist_on_slices(math.prod(self._grid(num_frames, height, width)))
 
     def token_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         self.check_size(num_frames, height, width)
+        return self._grid(num_frames, height, width)
+
+    def _grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         t, s = self.pipeline.vae_scale_factor_temporal, self.pipeline.vae_scale_factor_spatial
         p_t, p_h, p_w = self._patch
         # Rounded up: latent frames that do not fill a patch are padded.
@@ -259,7 +265,10 @@ class PipelineBackbone(ABC):
         latents = call["hidden_states"][chosen]
         size = self._latent_size(latents)
         grid = (size[0] // self._patch[0], size[1] // self._patch[1], size[2] // self._patch[2])
-        probe = MapProbe(layers, grid, self._reader(call, tokens, keep_heads, joint_map), early_exit)
+        devices, read = devices_of(self.transformer), self._reader(call, tokens, keep_heads, joint_map)
+        if latents.requires_grad:
+            latents.register_hook(lambda gradient: devices.summed(gradient)[0])
+        probe = MapProbe(layers, grid, lambda query, key: devices.gathered(read(query, key)), early_exit)
         attentions = {i: getattr(blocks[i], self.attention_name) for i in layers}
         projections = {i: (attention.norm_q, attention.norm_k) for i, attention in attentions.items()}
 
@@ -304,6 +313,12 @@ class PipelineBackbone(ABC):
         except EarlyExit:
             pass
         return probe.maps
+
+    def agreed(self, value: float) -> float:
+        return devices_of(self.transformer).least(value, self.pipeline._execution_device)
+
+    def summed(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        return devices_of(self.transformer).summed(*gradients)
 
     @contextmanager
     def resident(self, last: int) -> Iterator[None]:

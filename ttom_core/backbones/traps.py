@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import TTOMError
+from .parallel import devices_of, refuse_inexact_sharing
 
 _OFFLOADED = (
     "The model's weights are loaded piece by piece while it runs ({} offloading), which leaves nothing to "
@@ -39,6 +40,7 @@ def refuse_untrainable(transformer: nn.Module, attentions: Iterable[Any], device
             "The model's attention projections are fused, so an adapter on k and v would do nothing; call "
             "transformer.unfuse_qkv_projections() first."
         )
+    refuse_inexact_sharing(transformer)
     _refuse_kernels_without_backward(transformer)
     _refuse_attention_without_backward(transformer, device)
 
@@ -87,14 +89,18 @@ def _refuse_attention_without_backward(transformer: Any, device: torch.device) -
     ways: list[tuple[str, str, Any]] = [
         ("scaled_dot_product_attention", "give torch its own function back", own)
     ]
-    ways += [(_name_of(b), restore, partial(dispatch_attention_fn, backend=b)) for b in backends]
+    shared = getattr(transformer, "_parallel_config", None)  # has a backward pass of its own
+    attend = partial(dispatch_attention_fn, parallel_config=shared)
+    ways += [(_name_of(b), restore, partial(attend, backend=b)) for b in backends]
     with torch.inference_mode(False), torch.enable_grad():
-        # As many heads as tokens: backends differ in which comes first.
-        ones = torch.ones(3, 1, 64, 64, width, dtype=dtype, device=device)
+        # As many heads as tokens: backends differ in which comes first. Devices have equal shares of them.
+        count = devices_of(transformer).count
+        size = -(-64 // count) * count
+        ones = torch.ones(3, 1, size, size, width, dtype=dtype, device=device)
         q, k, v = (x.clone().requires_grad_() for x in ones)
-        for name, cure, attend in ways:
+        for name, cure, way in ways:
             try:
-                torch.autograd.grad(attend(q, k, v).sum(), (q, k, v))
+                torch.autograd.grad(way(q, k, v).sum(), (q, k, v))
             except Exception as error:  # whatever a kernel without backward raises
                 raise TTOMError(
                     f"The attention backend {name!r} has no backward pass here, so nothing could be "
