@@ -98,7 +98,10 @@ class Composition:
             )
         self.report.plan(self.tto.planned_iterations)
         with self.tto:
-            return executor(guider, sigmas, options, callback, noise, *args, **kwargs)
+            sampled = executor(guider, sigmas, options, callback, noise, *args, **kwargs)
+        for note in self.tto.trace.notes:
+            self.say(note)
+        return sampled
 
     def _predict(
         self,

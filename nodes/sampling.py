@@ -174,6 +174,8 @@ class TTOSampler(io.ComfyNode):
                 on_progress=host.progress_on(cls.hidden.unique_id),
                 keep_maps=keep_maps,
             )
+        for note in made.trace.notes if made.trace else ():
+            host.text_on(cls.hidden.unique_id)(note)
         lora = host.lora_model(made.adapter) if made.adapter else host.nothing()
         rows = (made.trace.rows or made.trace.latent_rows) if made.trace else []
         loss = {key: [getattr(row, key) for row in rows] for key in ("loss", "step", "sigma")}

@@ -169,6 +169,7 @@ def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
     for room in ("custom_nodes", "input", "output", "temp", "user/default"):
         (base / room).mkdir(parents=True)
     (base / "custom_nodes" / CLONE).symlink_to(ROOT, target_is_directory=True)
+    (base / "custom_nodes" / "failing.py").symlink_to(Path(__file__).with_name("failing.py"))
     if gguf := os.environ.get("COMFYUI_GGUF"):
         (base / "custom_nodes" / "ComfyUI-GGUF").symlink_to(Path(gguf).resolve(), target_is_directory=True)
     link = base / "models" / "diffusers" / MODEL_FOLDER

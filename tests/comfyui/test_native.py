@@ -148,6 +148,41 @@ def test_a_cancel_leaves_the_model_as_it_was(native: Any) -> None:
     np.testing.assert_array_equal(frames(native, again, "base"), before)
 
 
+@pytest.mark.parametrize("optimising", [True, False])
+def test_an_error_in_mid_run_leaves_the_model_as_it_was(native: Any, optimising: bool) -> None:
+    """At the third step, when the adapter has learnt something and sits in the MODEL."""
+    before = frames(native, native.run(loaded(**shown("base", ksampler(seed=8)))), "base")
+    graph = loaded(
+        fail=node("TestsFailBelow", model=["shift", 0], sigma=0.93, optimising=optimising),
+        **shown("tto", sampler("fail", masks=["soften", 0], seed=8)),
+    )
+    broken = native.run(graph)
+    assert (broken.end, broken.error.strip()) == ("error", "no room is left")
+    assert any("optimising step 2" in text for text in broken.texts)
+    changed = 0.99999 - 1e-5 * optimising  # not taken from ComfyUI's cache, and the same to it
+    again = native.run(loaded(**shown("base", ksampler(seed=8, denoise=changed))))
+    assert "unet" in again.cached
+    assert "base" not in again.cached
+    np.testing.assert_array_equal(frames(native, again, "base"), before)
+
+
+def test_a_schedule_with_few_steps_is_warned_of_on_the_node(native: Any) -> None:
+    graph = loaded(
+        patch=node("TTOM_PatchModel", model=["shift", 0], masks=["soften", 0], preset="demo"),
+        there=node(
+            "TTOM_TTOSampler",
+            backbone=["load", 0], prompt=PROMPT, negative_prompt="", seed=7, steps=4, guidance_scale=4.0,
+            num_frames=21, width=64, height=64, preset="demo", masks=["soften", 0],
+        ),
+        seen=node("PreviewImage", images=["there", 0]),
+        **shown("tto", sampler(masks=["soften", 0], steps=4)),
+        **shown("patched", ksampler("patch", steps=4)),
+    )  # fmt: skip
+    run = native.run(graph)
+    assert run.end == "success", run.error
+    assert sum(text.startswith("Only 2 of 4 denoising steps") for text in run.texts) == 3
+
+
 def test_a_patched_model_composes_in_any_sampler_and_its_other_branch_does_not(native: Any) -> None:
     """The same seed and schedule give the same video by all three roads."""
     seed = 9
