@@ -363,15 +363,21 @@ def train_denoiser(
 ) -> None:
     """Flow matching over (encoded scenes, batch, iterations) stages, with EMA weights.
 
-    Hidden matrices are trained with Muon, the rest with AdamW; resumes from work/denoiser.pt.
+    Matrices are trained with Muon, vectors and the ends of the model with AdamW; resumes from
+    work/denoiser.pt.
     """
     modules = trained(pipe)
     weights = dict(modules.named_parameters())
-    hidden = [w for name, w in weights.items() if "blocks" in name and w.ndim == 2]
-    rest = [w for name, w in weights.items() if not ("blocks" in name and w.ndim == 2)]
+    ends = ("shared", "relative_attention_bias", "proj_out")  # tables of words and distances, the output
+    matrices = [name for name, w in weights.items() if w.ndim == 2 and not any(end in name for end in ends)]
     optimisers = [
-        Muon(hidden, lr=LEARNING_RATE),
-        torch.optim.AdamW(rest, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+        Muon([weights[name] for name in matrices], lr=LEARNING_RATE),
+        torch.optim.AdamW(
+            [w for name, w in weights.items() if name not in matrices],
+            lr=LEARNING_RATE,
+            betas=(0.9, 0.98),
+            weight_decay=0.0,
+        ),
     ]
     average = {name: w.detach().clone() for name, w in weights.items()}
     checkpoint, done = work / "denoiser.pt", 0

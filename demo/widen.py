@@ -41,12 +41,9 @@ def head_start(transformer: WanTransformer3DModel, strength: float = 5.0) -> Non
       right, below (a constant query and key on the fastest rotary frequencies, the key turned by the
       offset).
     - Blocks start as the identity, gates open (adaLN-Zero, Peebles & Xie 2023).
-    - Words are as loud as the video, and the padding, most of the text, is not listened to.
     """
     rope = transformer.rope
     speed = torch.atan2(rope.freqs_sin[1], rope.freqs_cos[1]).float()
-    heads, size = transformer.config.num_attention_heads, transformer.config.attention_head_dim
-    some = (torch.arange(size) < 8).float().repeat(heads)
     for index, block in enumerate(transformer.blocks):
         row, column = ((0, -1), (-1, 0), (0, 1), (1, 0))[index % 4]
         rows, columns = rope.t_dim, rope.t_dim + rope.h_dim
@@ -60,15 +57,8 @@ def head_start(transformer: WanTransformer3DModel, strength: float = 5.0) -> Non
             last.weight.zero_()
             last.bias.zero_()
         block.scale_shift_table.zero_()[:, [2, 5]] = 1.0
-        block.attn2.to_q.bias.copy_(2 * some)
-        block.attn2.to_k.bias.copy_(-0.3 * some)  # all that a key of the padding, a zero, consists of
-        block.attn2.to_v.bias.zero_()
-    text, time = transformer.condition_embedder.text_embedder, transformer.condition_embedder.time_proj
-    for module in (time, transformer.proj_out):
+    for module in (transformer.condition_embedder.time_proj, transformer.proj_out):
         module.weight.zero_()
-    for module, gain in ((text.linear_1, 3.0), (text.linear_2, 2.0)):
-        module.weight.mul_(gain)
-    for module in (time, transformer.proj_out, text.linear_1, text.linear_2):
         module.bias.zero_()
 
 
