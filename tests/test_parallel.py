@@ -109,6 +109,9 @@ def test_afterwards_each_has_its_own_model_again(devices):
     [
         ("twice", "already"),
         ("tokens", "1 video tokens cannot be divided among 2 devices"),
+        ("seeds", "different latents"),
+        ("layouts", "different layouts"),
+        ("adapters", "different adapters"),
         ("_native_math", "set_attention_backend"),
         ("_native_flash", "set_attention_backend"),
     ],

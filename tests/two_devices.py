@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -85,9 +86,9 @@ def video(backbone: WanBackbone, name: str, settings: TTOSettings | None) -> Fou
     return found
 
 
-def layout() -> Layout:
+def layout(size: float = 0.4) -> Layout:
     def tracked(phrase: str, x: float) -> TrackedObject:
-        keyframe = Keyframe(time=0.0, box=Box.around(x, 0.5, 0.4))
+        keyframe = Keyframe(time=0.0, box=Box.around(x, 0.5, size))
         return TrackedObject(id=phrase, name=phrase, phrase=phrase, keyframes=(keyframe,))
 
     return Layout(objects=(tracked(PHRASES[0], 0.25), tracked(PHRASES[1], 0.75)))
@@ -109,7 +110,7 @@ def build() -> WanBackbone:
     return WanBackbone(pipe, fps=8)
 
 
-def refusals(backbone: WanBackbone) -> dict[str, str]:
+def refusals(backbone: WanBackbone, rank: int) -> dict[str, str]:
     """The sentence of each thing that two devices cannot do."""
     said = {}
 
@@ -126,6 +127,12 @@ def refusals(backbone: WanBackbone) -> dict[str, str]:
     with context_parallel(backbone):
         refused("twice", enter)
         refused("tokens", lambda: backbone.token_grid(1, 8, 8))
+        run = partial(generate, backbone, PROMPT, settings=SETTINGS, steps=STEPS, **SIZE)
+        refused("seeds", lambda: run(layout(), seed=rank))
+        refused("layouts", lambda: run(layout(0.3 + 0.2 * rank)))
+        modules = backbone.adapter_modules(LAYERS, "reachable")
+        own = init_adapter(modules, 4, 4.0, rank, backbone.fingerprint)
+        refused("adapters", lambda: run(layout(), adapter=own))
     for backend in ("_native_math", "_native_flash"):
         backbone.transformer.set_attention_backend(backend)
         refused(backend, enter)
@@ -155,7 +162,7 @@ def main(rank: int, folder: Path) -> None:
         with context_parallel(backbone):
             generate(backbone, PROMPT, layout(), SETTINGS, steps=STEPS, on_progress=interrupt, **SIZE)
     except Interrupted:
-        said = refusals(backbone)
+        said = refusals(backbone, rank)
     after = video(backbone, "plain", None)["frames, plain"]
     save_file(
         found | {"before": before, "after": after}, folder / f"{rank}.safetensors", {"said": json.dumps(said)}

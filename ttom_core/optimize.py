@@ -346,6 +346,9 @@ class TTO:
         prefix = PrefixCache(self._first_block) if settings.prefix_cache else None
         masks = self.masks.values.to(call["hidden_states"].device)
         parameters = self._trained()
+        if self._optimizer is None and isinstance(self.backbone, Shareable):
+            self.backbone.insist_on_same("layouts", masks)
+            self.backbone.insist_on_same("adapters", nn.utils.parameters_to_vector(parameters))
         if self._optimizer is None or settings.reset_optimizer:
             self._optimizer = torch.optim.AdamW(
                 parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay

@@ -42,6 +42,9 @@ class Shareable(Protocol):
     def agreed(self, value: float) -> float:
         """The least of all devices' values, by which all decide alike; on one device the value itself."""
 
+    def insist_on_same(self, what: str, given: Tensor) -> None:
+        """TTOMError, on every device, when these values of the devices are not the same."""
+
     def summed(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """Gradients of what every device holds, of a loss of `maps`, from each device's part of them."""
 

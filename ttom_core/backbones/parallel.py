@@ -18,15 +18,19 @@ from torch import Tensor
 
 from ..errors import TTOMError
 
+DIFFERENT = 0.05  # of the largest value; devices of different make round differently
+
 
 @dataclass(frozen=True)
 class Devices:
     """Those that share a video, by diffusers' mesh of them; one alone has nothing to exchange.
 
-    What exchanges is called on every device, in the same order.
+    What exchanges is called on every device, in the same order. `own` is this process's device: an offloaded
+    model's adapter lies elsewhere, where NCCL does not reach.
     """
 
     mesh: Any = None
+    own: torch.device | None = None
 
     @property
     def count(self) -> int:
@@ -54,25 +58,41 @@ class Devices:
         present = [gradient for gradient in gradients if gradient is not None]
         if self.mesh is None or not present:
             return gradients
-        flat = torch.cat([gradient.flatten() for gradient in present])
+        flat = torch.cat([gradient.flatten() for gradient in present]).to(self.own)
         torch.distributed.all_reduce(flat, group=self.mesh.get_group())
         sums = iter(flat.split([gradient.numel() for gradient in present]))
-        return tuple(None if gradient is None else next(sums).view_as(gradient) for gradient in gradients)
+        return tuple(g if g is None else next(sums).view_as(g).to(g.device) for g in gradients)
 
-    def least(self, value: float, device: torch.device) -> float:
+    def insist_on_same(self, what: str, given: Tensor) -> None:
+        """TTOMError, on every device, when they were given different values: other seeds, say."""
+        if self.mesh is None:
+            return
+        flat = given.detach().flatten().float()
+        bounds = self._least(torch.cat([flat, -flat]))
+        least, most = bounds[: flat.numel()], -bounds[flat.numel() :]
+        if (most - least).max() > DIFFERENT * bounds.abs().max():
+            raise TTOMError(
+                f"The devices were given different {what}; call the same on each, with the same prompt, "
+                "layout, settings, seed and adapter."
+            )
+
+    def least(self, value: float) -> float:
         """The least of the devices' values, by which all decide alike: one alone would wait forever."""
         if self.mesh is None:
             return value
-        shared = torch.tensor(value, dtype=torch.float64, device=device)
-        torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MIN, group=self.mesh.get_group())
-        return shared.item()
+        return self._least(torch.tensor(value, dtype=torch.float64)).item()
+
+    def _least(self, values: Tensor) -> Tensor:
+        values = values.to(self.own)
+        torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MIN, group=self.mesh.get_group())
+        return values
 
 
 def devices_of(transformer: Any) -> Devices:
     """The devices that a diffusers transformer is shared by, whoever turned that on."""
     config = getattr(transformer, "_parallel_config", None)
     config = getattr(config, "context_parallel_config", None)
-    return Devices() if config is None else Devices(config._flattened_mesh)
+    return Devices() if config is None else Devices(config._flattened_mesh, config._device)
 
 
 def refuse_inexact_sharing(transformer: Any) -> None:
@@ -108,7 +128,9 @@ def context_parallel(backbone: Any) -> Iterator[None]:
     Every process of torch's default group loads the same model (`PipelineBackbone`) on its own device, enters
     this, and calls the same with the same values and seeds: `generate`, or `TTO` around the pipeline. Each
     then has the same frames and the same adapter. TTOMError where devices cannot share this model, or nothing
-    could be optimised if they did. Afterwards each has its own again.
+    could be optimised if they did. Afterwards each has its own again. The forecast of memory is of the whole
+    clip on each device, which is more than it takes. If one device alone fails, the others wait for it
+    until torchrun, or a timeout, ends them.
 
         torchrun --nproc-per-node=2 script.py
 

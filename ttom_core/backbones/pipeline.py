@@ -279,6 +279,8 @@ class PipelineBackbone(ABC):
         constant = getattr(blocks[first], self.self_attention_name) if self.self_attention_name else None
         if start.state is None:
             _insist_on_one_video(call["hidden_states"], chosen)
+            devices.insist_on_same("latents", latents)
+            devices.insist_on_same("prompts", call["encoder_hidden_states"][chosen])
             gradients = torch.is_grad_enabled() and latents.requires_grad
             with torch.set_grad_enabled(gradients), captured(start, blocks[first], constant):
                 # The host's attention_kwargs stay out: a LoRA scale in them would be gone in backward.
@@ -315,7 +317,10 @@ class PipelineBackbone(ABC):
         return probe.maps
 
     def agreed(self, value: float) -> float:
-        return devices_of(self.transformer).least(value, self.pipeline._execution_device)
+        return devices_of(self.transformer).least(value)
+
+    def insist_on_same(self, what: str, given: Tensor) -> None:
+        devices_of(self.transformer).insist_on_same(what, given)
 
     def summed(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         return devices_of(self.transformer).summed(*gradients)
