@@ -32,6 +32,8 @@ from typing import Any
 
 import pytest
 
+from ttom_core.backbones.names import convert
+
 ROOT = Path(__file__).resolve().parents[2]
 CLONE = "ttom-clone.v1"
 MODEL_FOLDER = "wan/a copy of the demo"
@@ -175,6 +177,8 @@ def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
     link = base / "models" / "diffusers" / MODEL_FOLDER
     link.parent.mkdir(parents=True)
     link.symlink_to(demo, target_is_directory=True)
+    # The name under which the workflows expect it.
+    convert(demo, base / "models" / "diffusion_models" / "ttom_demo.safetensors")
     # Without this a first visit is covered by the frontend's tutorial.
     settings = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingNodesWarning": True}
     (base / "user" / "default" / "comfy.settings.json").write_text(json.dumps(settings))

@@ -37,7 +37,9 @@ try {
     const ended = new Promise((resolve) => {
       listen("progress", ({ node, value, max }) => {
         const sampler = app.graph.getNodeById(node);
-        if (sampler?.type !== "TTOM_TTOSampler" || !sampler.isInputConnected(sampler.findInputSlot("masks"))) return;
+        if (!/^(TTOM_(TTO|LoRA)|K)Sampler$/.test(sampler?.type)) return;
+        const masks = sampler.findInputSlot("masks");
+        if (masks >= 0 && !sampler.isInputConnected(masks)) return;
         watched ??= node; // of several, the one that begins
         if (node !== watched) return;
         result.bar.push([value, max]);

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "a red circle moves to the right while a blue square stays still"
-FILE = "ttom_demo.safetensors"
+FILE = "ttom_demo.safetensors"  # the demo's transformer, among ComfyUI's models
 STEPS = 8
 
 Graph = dict[str, Any]
@@ -26,15 +26,6 @@ Graph = dict[str, Any]
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
-
-
-@pytest.fixture(scope="module")
-def native(comfyui: Any) -> Any:
-    """The server, with the demo's transformer among its diffusion models."""
-    target = comfyui.base / "models" / "diffusion_models" / FILE
-    if not target.exists():
-        convert(ROOT / "demo" / "model", target)
-    return comfyui
 
 
 def sampler(model: str = "shift", **changes: Any) -> dict[str, Any]:
@@ -110,16 +101,16 @@ def on_diffusers(preset: str | None) -> Any:
     return generate(backbone, PROMPT, layout, PRESETS[preset] if preset else None, seed=7, steps=STEPS)
 
 
-def test_both_roads_make_the_same_videos_and_the_model_is_left_as_it_was(native: Any) -> None:
+def test_both_roads_make_the_same_videos_and_the_model_is_left_as_it_was(comfyui: Any) -> None:
     """Base, TTOM and base again in one server: the first and the last are bit for bit the same."""
-    base = native.run(loaded(**shown("base", ksampler(scheduler="normal"))))
-    before = frames(native, base, "base")
+    base = comfyui.run(loaded(**shown("base", ksampler(scheduler="normal"))))
+    before = frames(comfyui, base, "base")
     assert before.shape == (21, 64, 64, 3)
     # ComfyUI cuts off what our own pictures round.
     assert np.abs(before.astype(float) - on_diffusers(None).frames).mean() < 1
 
-    whole = native.run(loaded(**composed(scheduler="normal")))
-    after = frames(native, whole, "tto")
+    whole = comfyui.run(loaded(**composed(scheduler="normal")))
+    after = frames(comfyui, whole, "tto")
     assert (after != before).any()
     assert "unet" in whole.cached
     theirs = on_diffusers("demo")
@@ -128,45 +119,45 @@ def test_both_roads_make_the_same_videos_and_the_model_is_left_as_it_was(native:
     assert ours == pytest.approx([row.loss for row in theirs.trace.rows], abs=1e-3)
     assert min(ours) < ours[0]
 
-    again = native.run(loaded(**shown("base", ksampler(scheduler="normal", denoise=0.99999))))
+    again = comfyui.run(loaded(**shown("base", ksampler(scheduler="normal", denoise=0.99999))))
     assert "unet" in again.cached
     assert "base" not in again.cached
-    np.testing.assert_array_equal(frames(native, again, "base"), before)
+    np.testing.assert_array_equal(frames(comfyui, again, "base"), before)
     bar = [(value, total) for name, value, total in whole.progress if name == "tto"]
     assert bar[-1][0] == bar[-1][1] > STEPS
     assert len({total for _, total in bar}) == 1
     assert any(text.startswith("optimising needs") and "MiB" in text for text in whole.texts)
 
 
-def test_a_cancel_leaves_the_model_as_it_was(native: Any) -> None:
-    before = frames(native, native.run(loaded(**shown("base", ksampler(seed=8)))), "base")
-    cut = native.run(loaded(**shown("tto", sampler(masks=["soften", 0], seed=8))), interrupt_at=2)
+def test_a_cancel_leaves_the_model_as_it_was(comfyui: Any) -> None:
+    before = frames(comfyui, comfyui.run(loaded(**shown("base", ksampler(seed=8)))), "base")
+    cut = comfyui.run(loaded(**shown("tto", sampler(masks=["soften", 0], seed=8))), interrupt_at=2)
     assert cut.end == "interrupted"
     assert "optimising" in cut.texts[-1]
-    again = native.run(loaded(**shown("base", ksampler(seed=8, denoise=0.99999))))
+    again = comfyui.run(loaded(**shown("base", ksampler(seed=8, denoise=0.99999))))
     assert "unet" in again.cached
-    np.testing.assert_array_equal(frames(native, again, "base"), before)
+    np.testing.assert_array_equal(frames(comfyui, again, "base"), before)
 
 
 @pytest.mark.parametrize("optimising", [True, False])
-def test_an_error_in_mid_run_leaves_the_model_as_it_was(native: Any, optimising: bool) -> None:
+def test_an_error_in_mid_run_leaves_the_model_as_it_was(comfyui: Any, optimising: bool) -> None:
     """At the third step, when the adapter has learnt something and sits in the MODEL."""
-    before = frames(native, native.run(loaded(**shown("base", ksampler(seed=8)))), "base")
+    before = frames(comfyui, comfyui.run(loaded(**shown("base", ksampler(seed=8)))), "base")
     graph = loaded(
         fail=node("TestsFailBelow", model=["shift", 0], sigma=0.93, optimising=optimising),
         **shown("tto", sampler("fail", masks=["soften", 0], seed=8)),
     )
-    broken = native.run(graph)
+    broken = comfyui.run(graph)
     assert (broken.end, broken.error.strip()) == ("error", "no room is left")
     assert any("optimising step 2" in text for text in broken.texts)
     changed = 0.99999 - 1e-5 * optimising  # not taken from ComfyUI's cache, and the same to it
-    again = native.run(loaded(**shown("base", ksampler(seed=8, denoise=changed))))
+    again = comfyui.run(loaded(**shown("base", ksampler(seed=8, denoise=changed))))
     assert "unet" in again.cached
     assert "base" not in again.cached
-    np.testing.assert_array_equal(frames(native, again, "base"), before)
+    np.testing.assert_array_equal(frames(comfyui, again, "base"), before)
 
 
-def test_a_schedule_with_few_steps_is_warned_of_on_the_node(native: Any) -> None:
+def test_a_schedule_with_few_steps_is_warned_of_on_the_node(comfyui: Any) -> None:
     graph = loaded(
         patch=node("TTOM_PatchModel", model=["shift", 0], masks=["soften", 0], preset="demo"),
         there=node(
@@ -178,12 +169,12 @@ def test_a_schedule_with_few_steps_is_warned_of_on_the_node(native: Any) -> None
         **shown("tto", sampler(masks=["soften", 0], steps=4)),
         **shown("patched", ksampler("patch", steps=4)),
     )  # fmt: skip
-    run = native.run(graph)
+    run = comfyui.run(graph)
     assert run.end == "success", run.error
     assert sum(text.startswith("Only 2 of 4 denoising steps") for text in run.texts) == 3
 
 
-def test_a_patched_model_composes_in_any_sampler_and_its_other_branch_does_not(native: Any) -> None:
+def test_a_patched_model_composes_in_any_sampler_and_its_other_branch_does_not(comfyui: Any) -> None:
     """The same seed and schedule give the same video by all three roads."""
     seed = 9
     graph = loaded(
@@ -204,28 +195,28 @@ def test_a_patched_model_composes_in_any_sampler_and_its_other_branch_does_not(n
             ),
         ),
     )  # fmt: skip
-    run = native.run(graph)
-    tto, patched, custom = (frames(native, run, name) for name in ("tto", "patched", "custom"))
+    run = comfyui.run(graph)
+    tto, patched, custom = (frames(comfyui, run, name) for name in ("tto", "patched", "custom"))
     np.testing.assert_array_equal(patched, tto)
     np.testing.assert_array_equal(custom, tto)
     assert any("optimising step" in text for text in run.texts)
-    branch = frames(native, run, "branch")
+    branch = frames(comfyui, run, "branch")
     assert (branch != tto).any()
-    base = native.run(loaded(**shown("base", ksampler(seed=seed, denoise=0.99999))))
-    np.testing.assert_array_equal(frames(native, base, "base"), branch)
+    base = comfyui.run(loaded(**shown("base", ksampler(seed=seed, denoise=0.99999))))
+    np.testing.assert_array_equal(frames(comfyui, base, "base"), branch)
 
 
 SAMPLERS = ["heun", "dpm_2", "dpmpp_2m", "dpmpp_sde", "uni_pc", "dpm_fast", "lcm", "res_multistep", "er_sde"]
 
 
-def test_every_kind_of_sampler_is_optimised_once_a_step(native: Any) -> None:
+def test_every_kind_of_sampler_is_optimised_once_a_step(comfyui: Any) -> None:
     """Some call the model twice a step, between the steps' noise levels, or at levels of their own."""
     steps = 6
     graph = loaded()
     for name in SAMPLERS:
         graph[name] = sampler(masks=["soften", 0], sampler_name=name, steps=steps)
         graph[f"{name} loss"] = node("PreviewAny", source=[name, 2])
-    run = native.run(graph)
+    run = comfyui.run(graph)
     assert run.end == "success", run.error
     for name in SAMPLERS:
         told = ast.literal_eval(run.outputs[f"{name} loss"]["text"][0])
@@ -236,12 +227,12 @@ def test_every_kind_of_sampler_is_optimised_once_a_step(native: Any) -> None:
         assert min(told["loss"]) < told["loss"][0], name
 
 
-def test_fp8_weights_optimise_as_the_same_weights_uncompressed_do(native: Any) -> None:
+def test_fp8_weights_optimise_as_the_same_weights_uncompressed_do(comfyui: Any) -> None:
     """Stored in fp8 and cast for use, against a file of the very weights that fp8 can hold."""
     import torch
     from safetensors.torch import load_file, save_file
 
-    folder = native.base / "models" / "diffusion_models"
+    folder = comfyui.base / "models" / "diffusion_models"
     rounded = {
         name: tensor.float() if name.startswith("patch_embedding") else tensor.to(torch.float8_e4m3fn).float()
         for name, tensor in load_file(folder / FILE).items()
@@ -249,16 +240,16 @@ def test_fp8_weights_optimise_as_the_same_weights_uncompressed_do(native: Any) -
     save_file(rounded, folder / "rounded.safetensors")
     graph = loaded(**composed())
     graph["unet"]["inputs"]["weight_dtype"] = "fp8_e4m3fn"
-    stored = native.run(graph)
+    stored = comfyui.run(graph)
     assert stored.end == "success", stored.error
     graph["unet"]["inputs"] |= {"unet_name": "rounded.safetensors", "weight_dtype": "default"}
-    reference = native.run(graph)
+    reference = comfyui.run(graph)
     assert reference.end == "success", reference.error
     assert losses(stored) == pytest.approx(losses(reference), abs=1e-6)
-    np.testing.assert_array_equal(frames(native, stored, "tto"), frames(native, reference, "tto"))
+    np.testing.assert_array_equal(frames(comfyui, stored, "tto"), frames(comfyui, reference, "tto"))
 
 
-def test_a_gguf_optimises_as_its_weights_dequantised_do(native: Any) -> None:
+def test_a_gguf_optimises_as_its_weights_dequantised_do(comfyui: Any) -> None:
     """City96's loader and its Q8_0, against a file of the very weights that it dequantises to."""
     import torch
     from safetensors.torch import load_file, save_file
@@ -266,7 +257,7 @@ def test_a_gguf_optimises_as_its_weights_dequantised_do(native: Any) -> None:
     if not os.environ.get("COMFYUI_GGUF"):
         pytest.skip("COMFYUI_GGUF is not set: the folder of city96's ComfyUI-GGUF")
     gguf = pytest.importorskip("gguf")
-    folder = native.base / "models" / "diffusion_models"
+    folder = comfyui.base / "models" / "diffusion_models"
     kind, exact = gguf.GGMLQuantizationType.Q8_0, {}
     writer = gguf.GGUFWriter(str(folder / "demo.gguf"), arch="wan")
     for name, tensor in load_file(folder / FILE).items():
@@ -287,15 +278,15 @@ def test_a_gguf_optimises_as_its_weights_dequantised_do(native: Any) -> None:
     save_file(exact, folder / "dequantised.safetensors")
     graph = loaded(**composed())
     graph["unet"]["inputs"]["unet_name"] = "dequantised.safetensors"
-    reference = native.run(graph)
+    reference = comfyui.run(graph)
     assert reference.end == "success", reference.error
     graph["unet"] = node("UnetLoaderGGUF", unet_name="demo.gguf")
-    packed_run = native.run(graph)
+    packed_run = comfyui.run(graph)
     assert packed_run.end == "success", packed_run.error
     assert losses(packed_run) == pytest.approx(losses(reference), abs=1e-4)
 
 
-def test_a_model_for_images_is_optimised_by_its_text_attention(native: Any, tmp_path: Path) -> None:
+def test_a_model_for_images_is_optimised_by_its_text_attention(comfyui: Any, tmp_path: Path) -> None:
     """Random weights of the real class: it has a second cross-attention and more channels."""
     import torch
     from diffusers import WanTransformer3DModel
@@ -311,22 +302,22 @@ def test_a_model_for_images_is_optimised_by_its_text_attention(native: Any, tmp_
         added_kv_proj_dim=128,
     )
     model.save_pretrained(tmp_path / "transformer")
-    convert(tmp_path, native.base / "models" / "diffusion_models" / "image.safetensors")
+    convert(tmp_path, comfyui.base / "models" / "diffusion_models" / "image.safetensors")
     graph = loaded(**composed(layers="0,1", keep_maps=True, steps=4))
     graph["unet"]["inputs"]["unet_name"] = "image.safetensors"
     graph["maps"] = node(
         "TTOM_AttentionPreview", trace=["tto", 4], images=["tto video", 0], fps=8.0, phrase=""
     )
-    run = native.run(graph)
+    run = comfyui.run(graph)
     assert run.end == "success", run.error
     assert min(losses(run)) < losses(run)[0]
-    saved = sorted((native.base / "output" / "loras").glob("native*.safetensors"))[-1]
+    saved = sorted((comfyui.base / "output" / "loras").glob("native*.safetensors"))[-1]
     header = saved.read_bytes()
     assert b"diffusion_model.blocks.0.cross_attn.o.lora_A.weight" in header
     assert b"k_img" not in header
 
 
-def test_a_memory_serves_both_roads(native: Any) -> None:
+def test_a_memory_serves_both_roads(comfyui: Any) -> None:
     """What either inserts, both find by the same words; what started from it here improves it."""
     layers = "0,1,2,3"
     here: Graph = {"backbone": ["shift", 0], "clip": ["parts", 0]}
@@ -364,7 +355,7 @@ def test_a_memory_serves_both_roads(native: Any) -> None:
         ),
         told=node("PreviewAny", source=["update", 1]),
     )  # fmt: skip
-    run = native.run(learnt)
+    run = comfyui.run(learnt)
     assert run.end == "success", run.error
     found, theirs = (
         [line.split()[0] for line in run.outputs[name]["text"][0].splitlines()]
@@ -378,10 +369,10 @@ def test_a_memory_serves_both_roads(native: Any) -> None:
         open=learnt["open"], read=read(["open", 0], backbone=["shift", 0]),
         why=node("PreviewAny", source=["read", 1]),
     )  # fmt: skip
-    assert "connect its CLIP" in native.run(alone).error
+    assert "connect its CLIP" in comfyui.run(alone).error
 
 
-def test_a_memory_and_a_lora_file_travel_between_the_roads(native: Any) -> None:
+def test_a_memory_and_a_lora_file_travel_between_the_roads(comfyui: Any) -> None:
     """Learnt here, it is found and used there; the stock LoRA loader makes the same video of it."""
     layers = "0,1,2,3"
     learnt = loaded(
@@ -394,7 +385,7 @@ def test_a_memory_and_a_lora_file_travel_between_the_roads(native: Any) -> None:
         ),
         told=node("PreviewAny", source=["insert", 1]),
     )  # fmt: skip
-    run = native.run(learnt)
+    run = comfyui.run(learnt)
     assert run.end == "success", run.error
 
     read = node(
@@ -403,9 +394,9 @@ def test_a_memory_and_a_lora_file_travel_between_the_roads(native: Any) -> None:
         threshold=0.5, top_k=1, layers=layers,
     )  # fmt: skip
     use: Graph = {"masks": ["soften", 0], "preset": "paper", "recall": ["read", 0], "optimise": False}
-    (saved,) = (native.base / "output" / "loras").glob("travels*.safetensors")
-    (native.base / "models" / "loras").mkdir(parents=True, exist_ok=True)
-    (native.base / "models" / "loras" / "travels.safetensors").write_bytes(saved.read_bytes())
+    (saved,) = (comfyui.base / "output" / "loras").glob("travels*.safetensors")
+    (comfyui.base / "models" / "loras").mkdir(parents=True, exist_ok=True)
+    (comfyui.base / "models" / "loras" / "travels.safetensors").write_bytes(saved.read_bytes())
     graph = loaded(
         open=learnt["open"],
         read=read,
@@ -425,16 +416,16 @@ def test_a_memory_and_a_lora_file_travel_between_the_roads(native: Any) -> None:
         **shown("styled", sampler("style", **use)),
         **shown("base", ksampler()),
     )  # fmt: skip
-    run = native.run(graph)
+    run = comfyui.run(graph)
     assert run.end == "success", run.error
     assert PROMPT in run.outputs["why"]["text"][0]
     recalled, stock, base = (
-        frames(native, run, name).astype(float) for name in ("recalled", "stock", "base")
+        frames(comfyui, run, name).astype(float) for name in ("recalled", "stock", "base")
     )
     changed = np.abs(recalled - base).mean()
     assert changed > 0
     assert np.abs(recalled - stock).mean() < changed / 20
-    assert (frames(native, run, "styled") != stock).any()
+    assert (frames(comfyui, run, "styled") != stock).any()
 
 
 @pytest.mark.parametrize(
@@ -452,7 +443,7 @@ def test_a_memory_and_a_lora_file_travel_between_the_roads(native: Any) -> None:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
-def test_what_cannot_work_is_refused_in_one_sentence(native: Any, changes: Graph, words: str) -> None:
+def test_what_cannot_work_is_refused_in_one_sentence(comfyui: Any, changes: Graph, words: str) -> None:
     graph = loaded(
         compiled=node("TorchCompileModel", model=["shift", 0], backend="inductor"),
         windows=node(
@@ -468,7 +459,7 @@ def test_what_cannot_work_is_refused_in_one_sentence(native: Any, changes: Graph
     )  # fmt: skip
     for name, change in changes.items():
         graph[name]["inputs"] |= change
-    run = native.run(graph)
+    run = comfyui.run(graph)
     assert run.end == "error"
     assert words in run.error
     assert len(run.error.strip().splitlines()) == 1, run.error
