@@ -348,7 +348,8 @@ class TTO:
         parameters = self._trained()
         if self._optimizer is None and isinstance(self.backbone, Shareable):
             self.backbone.insist_on_same("layouts", masks)
-            self.backbone.insist_on_same("adapters", nn.utils.parameters_to_vector(parameters))
+            for parameter in parameters:
+                self.backbone.insist_on_same("adapters", parameter)
         if self._optimizer is None or settings.reset_optimizer:
             self._optimizer = torch.optim.AdamW(
                 parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
