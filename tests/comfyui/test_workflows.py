@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
-NOTES = {"Note", "MarkdownNote"}
-WIDGETS = {"STRING", "INT", "FLOAT", "BOOLEAN", "COMBO", "TTOM_DRAWING"}
-MUTED, BYPASSED = 2, 4
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+SAVED = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "workflows.py")))
 EVERY = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
 
 Graph = dict[str, Any]
@@ -62,19 +62,19 @@ def test_nothing_covers_anything_else(path: Path) -> None:
 def test_a_workflow_fits_the_schemas(comfyui: Any, path: Path) -> None:
     info = comfyui.get("/object_info")
     for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
-        if node["type"] in NOTES:
+        if node["type"] in SAVED.NOTES:
             continue
         schema = info[node["type"]]
         assert [o["type"] for o in node["outputs"]] == schema["output"][: len(node["outputs"])], node["type"]
-        specs = dict(_specs(schema))
+        specs = dict(SAVED.specs(schema))
         for socket in node["inputs"]:
             assert socket["name"] in specs, (node["type"], socket["name"])
         linked = {i["name"] for i in node["inputs"] if i["link"] is not None}
-        values = _values(node, schema)
+        values = SAVED.values(node, schema)
         for name in schema["input"].get("required", {}):
             assert name in linked | values.keys(), (node["type"], name)
         for name, value in values.items():
-            if node["mode"] in (MUTED, BYPASSED):
+            if node["mode"] in (SAVED.MUTED, SAVED.BYPASSED):
                 continue
             kind, options = specs[name]
             if kind == "COMBO":
@@ -87,7 +87,7 @@ def test_a_workflow_fits_the_schemas(comfyui: Any, path: Path) -> None:
 @pytest.mark.timeout(900)
 @EVERY
 def test_a_workflow_runs_as_it_is_shipped(comfyui: Any, path: Path) -> None:
-    graph = prompt_of(json.loads(path.read_text(encoding="utf-8")), comfyui.get("/object_info"))
+    graph = SAVED.prompt_of(json.loads(path.read_text(encoding="utf-8")), comfyui.get("/object_info"))
     run = comfyui.run(graph)
     assert run.end == "success", run.error
     shown = [name for name, node in graph.items() if node["class_type"] == "SaveVideo"]
@@ -121,43 +121,3 @@ def _is_packed(comfyui: Any, graph: Graph, run: Any) -> None:
 def text(run: Any, graph: Graph, title: str) -> str:
     (name,) = (name for name, node in graph.items() if node["title"] == title)
     return run.outputs[name]["text"][0]
-
-
-def prompt_of(workflow: Graph, info: Graph) -> Graph:
-    """A saved workflow as what the frontend would queue: muted nodes left out, links by name."""
-    nodes = {n["id"]: n for n in workflow["nodes"] if n["type"] not in NOTES and n["mode"] != MUTED}
-    origins = {link[0]: (link[1], link[2]) for link in workflow["links"]}
-    graph = {}
-    for number, node in nodes.items():
-        inputs = _values(node, info[node["type"]])
-        for socket in node["inputs"]:
-            source, slot = origins.get(socket["link"], (None, None))
-            if source in nodes:
-                inputs[socket["name"]] = [str(source), slot]
-        title = node.get("title", node["type"])
-        graph[str(number)] = {"class_type": node["type"], "inputs": inputs, "title": title}
-    return graph
-
-
-def _specs(schema: Graph) -> Iterator[tuple[str, tuple[str, Graph]]]:
-    for name, spec in {**schema["input"].get("required", {}), **schema["input"].get("optional", {})}.items():
-        kind, options = spec[0], spec[1] if len(spec) > 1 else {}
-        if isinstance(kind, list):  # how nodes of the first version write a COMBO
-            kind, options = "COMBO", options | {"options": kind}
-        yield name, (kind, options)
-
-
-def _values(node: Graph, schema: Graph) -> Graph:
-    """Widget values by name, in the order in which they are saved; older files end before newer inputs."""
-    saved = list(node.get("widgets_values") or ())
-    values = {}
-    for name, (kind, options) in _specs(schema):
-        if kind not in WIDGETS or options.get("forceInput"):
-            continue
-        if not saved:
-            break
-        values[name] = saved.pop(0)
-        if options.get("control_after_generate"):
-            saved.pop(0)
-    assert not saved, (node["type"], saved)
-    return values
