@@ -22,7 +22,7 @@ def orthogonalize(gradients: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised per matrix; the learning rate is AdamW's (update RMS 0.2).
 
-    Matrices of one shape are iterated together: four times faster on four cores.
+    Matrices of one shape are iterated together: three times faster on four cores.
     """
 
     def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:

@@ -1,8 +1,8 @@
 """Train small, ship at the sizes ComfyUI's stock loader assumes, and lose nothing.
 
 The loader takes heads of 128 and a text width of 4096. A model of 64×64 clips learns faster with two
-heads of 64 and sixty words say no more at 4096 than at 128, so the narrow twin is trained: three to
-four times faster on a CPU. `widen` then gives the wide model that computes the same (function-preserving
+heads of 64 and sixty words say no more at 4096 than at 128, so the narrow twin is trained: two to
+three times faster on a CPU. `widen` then gives the wide model that computes the same (function-preserving
 widening, Chen et al. 2016): hidden units are there twice and read at half weight, a head of 64 lies
 within one of 128 on the rotary frequencies that the narrow twin was given, and the text is padded.
 """

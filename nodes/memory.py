@@ -350,7 +350,7 @@ class MemoryExport(io.ComfyNode):
         entries = list(memory.entries(words))
         path = host.output_file(filename_prefix, "ttompack")
         export_pack(memory, entries, path, licence=licence)
-        return _told(f"{len(entries)} entries in {path.name}.")
+        return _told(f"Entries in {path.name}: {len(entries)}.")
 
 
 class MemoryImport(io.ComfyNode):

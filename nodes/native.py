@@ -15,7 +15,8 @@ from ..ttom_core.masks import soft_masks
 from ..ttom_core.optimize import PRESETS, TTO, TTOSettings, insist_on_layers
 from ..ttom_core.probe import chosen_layers
 from . import compat, host
-from .types import LayoutMasks, MasksSocket, RecallSocket, Solved, SolvedSocket, TraceSocket
+from .sampling import keep_maps_input, loss_map, starting_inputs
+from .types import LayoutMasks, MasksSocket, Solved, SolvedSocket, TraceSocket
 
 if TYPE_CHECKING:
     from ..ttom_core.adapter import Adapter
@@ -172,29 +173,6 @@ def _preset() -> io.Input:
     )
 
 
-def _starting_inputs() -> list[io.Input]:
-    return [
-        RecallSocket.Input(
-            "recall",
-            optional=True,
-            tooltip="What a memory found: the optimisation starts there instead of from nothing.",
-        ),
-        io.Boolean.Input(
-            "optimise",
-            default=True,
-            optional=True,
-            tooltip="Off: what was recalled is used as it is, at the cost of the plain model.",
-        ),
-        io.String.Input(
-            "layers",
-            default="",
-            optional=True,
-            tooltip="Where the loss is taken, such as 3: empty for the preset's own layers, 'probed' for "
-            "those that `ttom probe` found for this model.",
-        ),
-    ]
-
-
 class LoRASampler(io.ComfyNode):
     """`ttom_core.optimize.TTO`, around a stock sampler."""
 
@@ -252,13 +230,8 @@ class LoRASampler(io.ComfyNode):
                     step=0.01,
                     tooltip="Below 1 the first noise levels are left out, in which the layout forms.",
                 ),
-                *_starting_inputs(),
-                io.Boolean.Input(
-                    "keep_maps",
-                    default=False,
-                    optional=True,
-                    tooltip="For Attention Preview: the attention before and after, at one more look a step.",
-                ),
+                *starting_inputs(),
+                keep_maps_input(),
             ],
             outputs=[
                 io.Latent.Output("latent", display_name="latent", tooltip="For VAE Decode."),
@@ -321,10 +294,8 @@ class LoRASampler(io.ComfyNode):
         if made is None or made.tto is None:
             return io.NodeOutput(latent, *[host.nothing()] * 4)
         adapter, trace = made.tto.adapter, made.tto.trace
-        loss = {key: [getattr(row, key) for row in trace.rows] for key in ("loss", "step", "sigma")}
         solved = Solved(made.tto.prompt, made.masks.layout, adapter, trace, made.settings)
-        loss_map = loss if trace.rows else host.nothing()
-        return io.NodeOutput(latent, host.lora_model(adapter), loss_map, solved, trace)
+        return io.NodeOutput(latent, host.lora_model(adapter), loss_map(trace.rows), solved, trace)
 
 
 class PatchModel(io.ComfyNode):
@@ -344,7 +315,7 @@ class PatchModel(io.ComfyNode):
                 io.Model.Input("model", tooltip="From any loader: Wan 2.1, or the high-noise Wan 2.2."),
                 MasksSocket.Input("masks", tooltip="From Soft Mask."),
                 _preset(),
-                *_starting_inputs(),
+                *starting_inputs(),
             ],
             outputs=[
                 io.Model.Output(

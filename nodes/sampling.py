@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io
@@ -56,6 +57,46 @@ class LoadModel(io.ComfyNode):
             return io.NodeOutput(load(host.model_folders()[model], host.device()))
 
 
+def starting_inputs() -> list[io.Input]:
+    """Where a sampler's optimisation starts, whether it runs, and in which layers."""
+    return [
+        RecallSocket.Input(
+            "recall",
+            optional=True,
+            tooltip="What a memory found: the optimisation starts there instead of from nothing.",
+        ),
+        io.Boolean.Input(
+            "optimise",
+            default=True,
+            optional=True,
+            tooltip="Off: what was recalled is used as it is, at the cost of the plain model.",
+        ),
+        io.String.Input(
+            "layers",
+            default="",
+            optional=True,
+            tooltip="Where the loss is taken, such as 1,2: empty for the preset's own layers, 'probed' for "
+            "those that `ttom probe` found for this model.",
+        ),
+    ]
+
+
+def keep_maps_input() -> io.Input:
+    return io.Boolean.Input(
+        "keep_maps",
+        default=False,
+        optional=True,
+        tooltip="For Attention Preview: the attention before and after, at one more look a step.",
+    )
+
+
+def loss_map(rows: Sequence[Any]) -> Any:
+    """What the stock Plot Loss Graph takes, of a trace's rows."""
+    if not rows:
+        return host.nothing()
+    return {key: [getattr(row, key) for row in rows] for key in ("loss", "step", "sigma")}
+
+
 class TTOSampler(io.ComfyNode):
     """`ttom_core.generate.generate`."""
 
@@ -94,30 +135,8 @@ class TTOSampler(io.ComfyNode):
                 io.Int.Input("num_frames", default=21, min=1, max=1024, step=4),
                 io.Int.Input("width", default=64, min=16, max=4096, step=8),
                 io.Int.Input("height", default=64, min=16, max=4096, step=8),
-                RecallSocket.Input(
-                    "recall",
-                    optional=True,
-                    tooltip="What a memory found: the optimisation starts there instead of from nothing.",
-                ),
-                io.Boolean.Input(
-                    "optimise",
-                    default=True,
-                    optional=True,
-                    tooltip="Off: what was recalled is used as it is, at the cost of the plain model.",
-                ),
-                io.String.Input(
-                    "layers",
-                    default="",
-                    optional=True,
-                    tooltip="Where the loss is taken, such as 1,2: empty for the preset's own layers, "
-                    "'probed' for those that `ttom probe` found for this model.",
-                ),
-                io.Boolean.Input(
-                    "keep_maps",
-                    default=False,
-                    optional=True,
-                    tooltip="For Attention Preview: the attention before and after, at one more look a step.",
-                ),
+                *starting_inputs(),
+                keep_maps_input(),
             ],
             outputs=[
                 io.Image.Output("images", display_name="images"),
@@ -178,10 +197,8 @@ class TTOSampler(io.ComfyNode):
             host.text_on(cls.hidden.unique_id)(note)
         lora = host.lora_model(made.adapter) if made.adapter else host.nothing()
         rows = (made.trace.rows or made.trace.latent_rows) if made.trace else []
-        loss = {key: [getattr(row, key) for row in rows] for key in ("loss", "step", "sigma")}
         solved = host.nothing()
         if masks is not None and settings is not None and made.adapter and made.trace:
             solved = Solved(prompt, masks.layout, made.adapter, made.trace, settings)
         trace = made.trace or host.nothing()
-        loss_map = loss if rows else host.nothing()
-        return io.NodeOutput(to_image(made.frames), float(backbone.fps), lora, loss_map, solved, trace)
+        return io.NodeOutput(to_image(made.frames), float(backbone.fps), lora, loss_map(rows), solved, trace)

@@ -114,7 +114,7 @@ def _memory_learns(comfyui: Any, graph: Graph, run: Any) -> None:
 
 
 def _is_packed(comfyui: Any, graph: Graph, run: Any) -> None:
-    assert "1 entries in pack_00001_.ttompack" in text(run, graph, "The pack")
+    assert "Entries in pack_00001_.ttompack: 1." in text(run, graph, "The pack")
     assert list((comfyui.base / "output" / "memory").glob("*.ttompack"))
 
 
