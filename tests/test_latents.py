@@ -553,7 +553,10 @@ def test_presets_tell_the_story_and_count_it_once(backbone, name):
     )
     assert ticks[-1].done == ticks[-1].total
     assert [t.done for t in ticks] == sorted(t.done for t in ticks)
-    assert made.trace.latent_rows and bool(made.trace.rows) == (settings.iterations > 0)
+    trace = made.trace
+    assert trace.latent_rows and bool(trace.rows) == (settings.iterations > 0)
+    told = trace.rows if settings.iterations else trace.latent_rows
+    assert (trace.first_loss, trace.last_loss) == (told[0].loss, told[-1].loss) and trace.curve == told
     assert set(made.trace.maps_before) == set(made.trace.maps_after) == set(PHRASES)
     assert made.settings["tto"] == settings.model_dump(mode="json")
     assert TTOSettings.model_validate(made.settings["tto"]) == settings

@@ -13,6 +13,7 @@ from ttom_core.generate import generate
 from ttom_core.memory.embedding import PipelineEmbedder
 from ttom_core.memory.recall import Memory, MemorySettings, insert, recall
 from ttom_core.memory.store import MemoryStore
+from ttom_core.optimize import LatentSettings
 from ttom_core.planner import plan
 from ttom_core.stream import generate_with_memory, stream
 
@@ -99,6 +100,19 @@ def test_a_hit_is_updated_replaced_or_joined(make, memory, on_hit, change, entri
     new = memory.store.load(next(memory.store.entries()))
     same = all(np.array_equal(old.weights[n][1], new.weights[n][1]) for n in old.weights)
     assert same == (on_hit == "insert")
+
+
+def test_latents_that_were_moved_alone_teach_a_memory_nothing(backbone, settings, make, memory) -> None:
+    make("learn")
+    before = [entry.value for entry in memory.store.entries()]
+    alone = {"iterations": 0, "latents": LatentSettings(step_size=0.01, iterations=2)}
+    made = generate_with_memory(
+        backbone, PROMPT, LAYOUT, settings.model_copy(update=alone), memory,
+        MemorySettings(mode="learn", threshold=0), **SAMPLING,
+    )  # fmt: skip
+    assert made.generation.trace.last_loss < made.generation.trace.first_loss
+    assert made.change == "kept as it was"
+    assert [entry.value for entry in memory.store.entries()] == before
 
 
 def test_start_leaves_the_memory_as_it_is(make, memory) -> None:

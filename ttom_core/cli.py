@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,13 +14,13 @@ from .doctor_cli import add_doctor, run_doctor
 from .errors import TTOMError
 from .evaluation.export_cli import add_export
 from .memory_cli import add_memory
+from .model_cli import add_model, loaded, source_of
 from .probe_cli import add_probe, read_prompts, run_probe
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from .backbones.base import Backbone
-    from .backbones.quantization import Base
     from .generate import Generation
     from .layout import Layout
     from .memory.recall import Memory, MemorySettings
@@ -69,7 +68,6 @@ def _parser() -> argparse.ArgumentParser:
     _clip(generate)
     _language_model(generate)
     _sampling(generate)
-    _loading(generate)
     _remembering(generate, "off")
     generate.set_defaults(run=_generate)
 
@@ -80,7 +78,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     _clip(stream)
     _sampling(stream)
-    _loading(stream)
     _remembering(stream, "learn")
     stream.set_defaults(run=_stream)
 
@@ -88,18 +85,18 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--prompts", type=Path, default=DEMO / "prompts" / "held_out.json")
     evaluate.add_argument("--limit", type=int, help="only the first N prompts")
     evaluate.add_argument("--out", type=Path, default=Path("outputs/evaluate"))
-    evaluate.add_argument("--workers", type=int, help="processes of one thread each (default: the cores)")
+    evaluate.add_argument(
+        "--workers", type=int, help="processes of one thread each (default: one a core, or one on a GPU)"
+    )
     evaluate.add_argument("--pictures", action="store_true", help="keep a before-and-after strip of each")
     evaluate.add_argument("--result", type=Path, metavar="JSON", help="also write the result file")
     _sampling(evaluate)
-    # Its processes load the model each for themselves, as it is.
-    evaluate.set_defaults(run=_evaluate, transformer=None, weights="full", offload=False)
+    evaluate.set_defaults(run=_evaluate)
 
     for benchmark in add_export(commands):
         _clip(benchmark)
         _language_model(benchmark)
         _sampling(benchmark)
-        _loading(benchmark)
         benchmark.set_defaults(run=_export)
 
     probe = add_probe(commands, DEMO / "model")
@@ -159,7 +156,7 @@ def _language_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=str(DEMO / "model"), help="a diffusers folder (default: the demo)")
+    add_model(parser, DEMO / "model")
     parser.add_argument(
         "--preset",
         default="demo",
@@ -174,19 +171,6 @@ def _sampling(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
-
-
-def _loading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--transformer", type=Path, metavar="FILE", help="a single-file transformer in place of the model's"
-    )
-    parser.add_argument(
-        "--weights",
-        choices=("full", "fp8", "int8", "nf4"),
-        default="full",
-        help="how the transformer's weights are kept (default: full); less memory, and slower",
-    )
-    parser.add_argument("--offload", action="store_true", help="idle parts of the model leave the GPU")
 
 
 def _remembering(parser: argparse.ArgumentParser, mode: str) -> None:
@@ -256,30 +240,16 @@ def _settings(options: argparse.Namespace) -> TTOSettings:
         if change == "layers=probed":
             from .probe import chosen_layers
 
-            place[leaf] = chosen_layers(text, _loaded(options).fingerprint)
+            place[leaf] = chosen_layers(text, loaded(options).fingerprint)
             continue
         if change == "layers=default":
-            place[leaf] = _loaded(options).default_layers()
+            place[leaf] = loaded(options).default_layers()
             continue
         try:
             place[leaf] = json.loads(text)
         except ValueError:
             place[leaf] = text
     return _validated(TTOSettings, values)
-
-
-@lru_cache(maxsize=1)
-def _backbone(
-    model: str, transformer: Path | None = None, base: Base = "full", offload: bool = False
-) -> Backbone:
-    """The model, loaded once for a command."""
-    from .backbones import load
-
-    return load(model, transformer=transformer, base=base, offload=offload)
-
-
-def _loaded(options: argparse.Namespace) -> Backbone:
-    return _backbone(options.model, options.transformer, options.weights, options.offload)
 
 
 def _names(values: dict[str, Any], group: str = "") -> Iterator[str]:
@@ -386,7 +356,7 @@ def _generate(options: argparse.Namespace) -> None:
     # A description that a language model wrote is what both videos are made from.
     prompt = (layout.prompt if options.llm else "") or options.prompt
     _tell(layout)
-    backbone = _loaded(options)
+    backbone = loaded(options)
 
     width, height = options.size
     print(f"memory: {fitted(backbone, Clip(options.frames, height, width), settings)}")
@@ -445,8 +415,8 @@ def _write(
         before = heatmap(composed.frames, befores[phrase])
         after = heatmap(composed.frames, afters[phrase])
         strip({"before": before, "after": after}).save(out / f"{name}.png")
-    if losses := trace.rows or trace.latent_rows:
-        loss_curve(losses, out / "loss.png")
+    if trace.curve:
+        loss_curve(trace.curve, out / "loss.png")
     if composed.adapter is not None:
         composed.adapter.save(out / "adapter.safetensors")
     record = {
@@ -468,7 +438,7 @@ def _stream(options: argparse.Namespace) -> None:
     _quiet()
     settings = _settings(options)
     prompts = read_prompts(options.file)
-    backbone = _loaded(options)
+    backbone = loaded(options)
 
     def keep(index: int, made: Generation) -> None:
         save_video(made.frames, options.out / f"{index:05}.mp4", backbone.fps)
@@ -510,7 +480,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     prompts = load_prompts(options.prompts, options.limit)
     with progress("evaluate") as on_row:
         rows = evaluate(
-            options.model,
+            source_of(options),
             prompts,
             methods,
             options.out / "rows.jsonl",
@@ -546,7 +516,7 @@ def _export(options: argparse.Namespace) -> None:
     def plan(prompt: str) -> Layout:
         return _propose(argparse.Namespace(**(vars(options) | {"prompt": prompt})))[0]
 
-    run_export(options, lambda _: _loaded(options), settings, _clip_settings(options), plan, planner)
+    run_export(options, lambda _: loaded(options), settings, _clip_settings(options), plan, planner)
 
 
 if __name__ == "__main__":

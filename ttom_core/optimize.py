@@ -174,7 +174,9 @@ class Trace:
     """What happened: a row an iteration and, on request, the phrases' maps [τ, h, w] before and after.
 
     `rows` are the adapter's iterations, `latent_rows` those that moved the latents; LVD's losses are per
-    head and frame. `notes` are warnings, a sentence each, for hosts that show them beside the video.
+    head and frame. `curve` is the one of them that tells the run's loss, `first_loss` and `last_loss` its
+    ends, None where nothing was optimised. `notes` are warnings, a sentence each, for hosts that show them
+    beside the video.
     """
 
     def __init__(self) -> None:
@@ -185,12 +187,20 @@ class Trace:
         self.maps_after: dict[str, np.ndarray] | None = None
 
     @property
+    def curve(self) -> list[TraceRow]:
+        """The adapter's iterations, or the latents' where they alone were moved.
+
+        Never both in one: the latents may lower another energy.
+        """
+        return self.rows or self.latent_rows
+
+    @property
     def first_loss(self) -> float | None:
-        return self.rows[0].loss if self.rows else None
+        return self.curve[0].loss if self.curve else None
 
     @property
     def last_loss(self) -> float | None:
-        return self.rows[-1].loss if self.rows else None
+        return self.curve[-1].loss if self.curve else None
 
 
 class TTO:

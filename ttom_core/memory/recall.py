@@ -143,9 +143,10 @@ def learn(
     """Insert what an optimisation found, or update what it started from; says what was done.
 
     An optimisation that ended no better than it began has nothing to teach: adapters that are
-    changed on and on without need drift away from what made them useful.
+    changed on and on without need drift away from what made them useful. Neither has one that
+    moved the latents alone (`settings` of no iterations), whatever its losses.
     """
-    if loss_first is None or loss_last is None or loss_last >= loss_first:
+    if not settings["iterations"] or loss_first is None or loss_last is None or loss_last >= loss_first:
         return "kept as it was"
     if not known.hits or on_hit == "insert":
         insert(
