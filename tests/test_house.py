@@ -45,10 +45,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stream": {"layout", "backbones.base", "generate", "memory", "optimize", "planner"},
     "doctor_cli": {"backbones", "forecast", "optimize"},
     "memory_cli": {"memory", "planner"},
-    "probe_cli": {"backbones", "evaluation", "generate", "pictures", "planner", "probe"},
+    "model_cli": {"backbones", "evaluation"},
+    "probe_cli": {"backbones", "evaluation", "generate", "model_cli", "pictures", "planner", "probe"},
     "cli": {
         *FOUNDATIONS, *SCENE, "backbones", "optimize", "probe", "memory", "generate", "stream", "evaluation",
-        "doctor_cli", "forecast", "memory_cli", "probe_cli",
+        "doctor_cli", "forecast", "memory_cli", "model_cli", "probe_cli",
     },
 }  # fmt: skip
 WITHOUT_TORCH = ("layout", "conversion", "planner", "pictures")

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from .adapter import Adapter, attach
 from .attention import PrefixCache
 from .backbones.published import PUBLISHED
-from .backbones.quantization import Base
+from .backbones.quantization import Base, is_cast
 from .errors import TTOMError
 from .objectives import alignment_loss
 from .optimize import agreed, insist_on_layers
@@ -209,7 +209,7 @@ def blueprint_of(backbone: PipelineBackbone) -> Blueprint:
         return known
     pipeline, real = backbone.pipeline, backbone.transformer
     dtype = real.dtype if real.dtype in (torch.float64, torch.float32, torch.float16) else torch.bfloat16
-    base: Base = "fp8" if _is_cast(real) else "full"
+    base: Base = "fp8" if is_cast(real) else "full"
     transformer = _on_meta(type(real), dict(real.config), dtype, base)
     vae = _on_meta(type(pipeline.vae), dict(pipeline.vae.config), pipeline.vae.dtype)
     vae.use_tiling, vae.use_slicing = pipeline.vae.use_tiling, pipeline.vae.use_slicing
@@ -253,10 +253,6 @@ def _on_meta(cls: Any, config: dict[str, Any], dtype: torch.dtype, base: Base = 
     if base == "fp8":
         module.enable_layerwise_casting(torch.float8_e4m3fn, dtype)
     return module
-
-
-def _is_cast(module: nn.Module) -> bool:
-    return any(p.dtype in (torch.float8_e4m3fn, torch.float8_e5m2) for p in module.parameters())
 
 
 def held(module: nn.Module, device: torch.device | None = None) -> int:

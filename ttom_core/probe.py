@@ -314,7 +314,8 @@ def probe_prompts(
     for _, phrases in prompts:
         grounding.locate(np.empty((0, settings.height, settings.width, 3), np.uint8), phrases)
     for index, (prompt, phrases) in enumerate(prompts):
-        facts = [backbone.fingerprint, grounding.name, settings.model_dump(), prompt, *phrases, seed + index]
+        model = backbone.video_fingerprint
+        facts = [model, grounding.name, settings.model_dump(), prompt, *phrases, seed + index]
         path = folder / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.json"
         if path.exists():
             yield Relevance.load(path)

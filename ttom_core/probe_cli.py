@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import TTOMError
+from .model_cli import add_model, loaded
 
 if TYPE_CHECKING:
     from .probe import ProbedClip, Relevance
@@ -22,7 +23,7 @@ def add_probe(commands: Any, model: Path) -> argparse.ArgumentParser:
     probe.add_argument(
         "--out", type=Path, default=Path("outputs/probe"), help="where an earlier run is continued"
     )
-    probe.add_argument("--model", default=str(model), help="a diffusers folder (default: the demo)")
+    add_model(probe, model)
     probe.add_argument("--seed", type=int, default=0)
     probe.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
     probe.add_argument(
@@ -60,7 +61,6 @@ def run_probe(options: argparse.Namespace) -> None:
     """Probe every prompt, print and draw what was found, and keep it for `--set layers=probed`."""
     from tqdm import tqdm
 
-    from .backbones import load
     from .evaluation.grounding import DETECTOR, SEGMENTER, grounding_of
     from .generate import Progress
     from .pictures import relevance_chart
@@ -84,7 +84,7 @@ def run_probe(options: argparse.Namespace) -> None:
         height=height,
     )
     grounding = grounding_of(options.grounding, options.detector or DETECTOR, options.segmenter or SEGMENTER)
-    backbone = load(options.model)
+    backbone = loaded(options)
 
     with tqdm(total=len(prompts) * options.steps, desc="probe") as bar:
 

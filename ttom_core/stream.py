@@ -121,7 +121,7 @@ def stream(
     done = _finished(path)
     with path.open("a", encoding="utf-8") as file:
         for index, (prompt, layout) in enumerate(zip(prompts, layouts, strict=True)):
-            facts = [backbone.fingerprint, prompt, seed + index, sampling]
+            facts = [backbone.video_fingerprint, prompt, seed + index, sampling]
             facts += [settings.model_dump(mode="json"), use.model_dump(mode="json")]
             made_with = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
             if (index, made_with) in done:

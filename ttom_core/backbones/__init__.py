@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import TTOMError
 from .folder import is_damaged, model_files
@@ -26,6 +26,18 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 class ModelError(TTOMError):
     """A model folder is missing, incomplete or of an unknown family."""
+
+
+class Source(NamedTuple):
+    """Which model, and how it is loaded (`load`): what another process needs to have the same one."""
+
+    model: str
+    transformer: Path | None = None
+    base: Base = "full"
+    offload: bool = False
+
+    def load(self) -> Backbone:
+        return load(self.model, transformer=self.transformer, base=self.base, offload=self.offload)
 
 
 def load(

@@ -106,6 +106,10 @@ class Backbone(Optimisable, Protocol):
 
     fps: int
 
+    @property
+    def video_fingerprint(self) -> str:
+        """What of the model decides a video: the fingerprint, and a base that this leaves out (fp8)."""
+
     def default_layers(self) -> tuple[int, ...]:
         """Loss layers to begin with (`published.Published.layers`); TTOMError for sizes nobody has tried."""
 

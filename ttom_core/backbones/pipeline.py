@@ -33,7 +33,7 @@ from .fingerprint import fingerprint
 from .parallel import devices_of
 from .phrases import EncodedPrompt
 from .published import default_layers
-from .quantization import Base, cast_weights, quantized_loading
+from .quantization import Base, cast_weights, is_cast, quantized_loading
 from .scheduler import stepping_from
 from .traps import refuse_untrainable
 
@@ -68,6 +68,10 @@ class PipelineBackbone(ABC):
         )
         self._encoded: tuple[str, Tensor] | None = None
         pipeline.set_progress_bar_config(disable=True)
+
+    @property
+    def video_fingerprint(self) -> str:
+        return self.fingerprint + ("-fp8" if is_cast(self.transformer) else "")
 
     def _hold(self, pipeline: Any, transformer: Any) -> None:
         self.pipeline, self.transformer = pipeline, transformer

@@ -58,3 +58,8 @@ def cast_weights(pipeline: Any, dtype: torch.dtype) -> None:
         part = getattr(pipeline, name, None)
         if part is not None:
             part.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
+
+
+def is_cast(transformer: torch.nn.Module) -> bool:
+    """Whether weights are stored in fp8."""
+    return any(p.dtype in (torch.float8_e4m3fn, torch.float8_e5m2) for p in transformer.parameters())

@@ -19,6 +19,7 @@ from .pool import Row, backbone_of, digest, rows_of
 from .scores import score
 
 if TYPE_CHECKING:
+    from ..backbones import Source
     from ..backbones.base import Backbone
     from ..optimize import TTOSettings
 
@@ -84,7 +85,7 @@ def make_clip(backbone: Backbone, clip: Clip) -> Row:
 
 
 def evaluate(
-    model: str,
+    model: str | Source,
     prompts: list[dict[str, Any]],
     methods: Methods,
     rows_path: Path,
@@ -102,7 +103,7 @@ def evaluate(
     """
     if not methods:
         raise TTOMError("There is no method to evaluate; name at least one.")
-    fingerprint = backbone_of(model).fingerprint
+    fingerprint = backbone_of(model).video_fingerprint
     wanted: dict[str, list[str]] = {name: [] for name in methods}
     jobs: dict[str, Clip] = {}
     for name, settings in methods.items():

@@ -93,7 +93,7 @@ def run_export(
         }
 
     made_with = {
-        "backbone": backbone.fingerprint,
+        "backbone": backbone.video_fingerprint,
         "seed": options.seed,
         "sampling": sampling,
         "planner": planner if settings is not None or rewritten else None,

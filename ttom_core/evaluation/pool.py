@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import TTOMError
 
 if TYPE_CHECKING:
+    from ..backbones import Source
     from ..backbones.base import Backbone
 
 J = TypeVar("J")
@@ -31,16 +32,16 @@ Row = dict[str, Any]
 
 
 @cache
-def backbone_of(model: str) -> Backbone:
-    """The model of a folder, loaded once in each process, without the libraries' own progress bars."""
+def backbone_of(model: str | Source) -> Backbone:
+    """A model, loaded once in each process, without the libraries' own progress bars."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    from ..backbones import load
+    from ..backbones import Source
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    return load(model)
+    return (Source(model) if isinstance(model, str) else model).load()
 
 
 def digest(facts: Any) -> str:
@@ -50,18 +51,22 @@ def digest(facts: Any) -> str:
 
 
 def in_workers(
-    work: Callable[[Backbone, J], R], jobs: Mapping[str, J], model: str, workers: int | None = None
+    work: Callable[[Backbone, J], R],
+    jobs: Mapping[str, J],
+    model: str | Source,
+    workers: int | None = None,
 ) -> Iterator[tuple[str, R]]:
     """(key, work(backbone, job)) of every job, as they are done.
 
-    `work` is a module's function, for it is sent to the processes by name. An error in it, or Ctrl-C
-    here, ends all of them at once. TTOMError when a process is killed from outside.
+    `work` is a module's function, for it is sent to the processes by name. `workers` are one a core, or one
+    alone where there is a GPU: each holds the model. An error in the work, or Ctrl-C here, ends all of them
+    at once. TTOMError when a process is killed from outside.
     """
     if workers is not None and workers < 1:
         raise TTOMError(f"At least 1 worker is needed, not {workers}.")
     if not jobs:
         return
-    count = min(workers or os.cpu_count() or 1, len(jobs))
+    count = min(workers or _room_for_models(), len(jobs))
     strangers = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_start)
     try:
@@ -83,10 +88,16 @@ def in_workers(
         pool.shutdown()
 
 
+def _room_for_models() -> int:
+    import torch
+
+    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+
+
 def rows_of(
     work: Callable[[Backbone, J], Row],
     jobs: Mapping[str, J],
-    model: str,
+    model: str | Source,
     path: Path,
     *,
     again: Collection[str] = (),
@@ -168,7 +179,7 @@ def _follow_parent() -> None:
     os._exit(1)
 
 
-def _work(work: Callable[[Backbone, J], R], model: str, job: J) -> R:
+def _work(work: Callable[[Backbone, J], R], model: str | Source, job: J) -> R:
     return work(backbone_of(model), job)
 
 
