@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .doctor_cli import add_doctor, run_doctor
 from .errors import TTOMError
-from .evaluation.export_cli import add_export
+from .evaluation.export_cli import add_export, add_score
 from .memory_cli import add_memory
 from .model_cli import add_model, loaded, source_of
 from .probe_cli import add_probe, read_prompts, run_probe
@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         _language_model(benchmark)
         _sampling(benchmark)
         benchmark.set_defaults(run=_export)
+    add_score(commands)
 
     probe = add_probe(commands, DEMO / "model")
     _clip(probe)

@@ -20,6 +20,14 @@ TRACKED_FPS = 8  # frames a second that are tracked
 RELATIONS_2D = ("left", "right", "above", "on", "under", "below")
 RELATIONS_3D = ("in front of", "behind")
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (1, -1), "down": (1, 1)}
+SPATIAL = ("spatial_relationships_2d", "spatial_relationships_3d")  # the halves of one category
+# Score → the parts of a Vision that it needs beside the detector.
+NEEDS: dict[str, tuple[str, ...]] = {
+    "generative_numeracy": (),
+    "spatial_relationships_2d": (),
+    "spatial_relationships_3d": ("segment", "depth"),
+    "motion_binding": ("segment", "track"),
+}
 
 Step = tuple[float, float]  # to the right and downwards, in shares of the frame
 
@@ -29,7 +37,8 @@ def score(frames: np.ndarray, fps: float, row: Mapping[str, Any], vision: Vision
 
     TTOMError when the row is of no such category, or the video too short.
     """
-    if {"objects", "numbers"} <= row.keys():
+    asked = dimension(row)
+    if asked == "generative_numeracy":
         nouns = [noun.strip() for noun in row["objects"].split(",")]
         counts = [int(number) for number in row["numbers"].split(",")]
         if len(nouns) != len(counts) or not 1 <= len(nouns) <= 2:
@@ -38,16 +47,27 @@ def score(frames: np.ndarray, fps: float, row: Mapping[str, Any], vision: Vision
                 "give as many of both, one or two."
             )
         return float(np.mean([_numeracy(frame, nouns, counts, vision) for frame in sampled(frames)]))
-    if {"spatial", "object_1", "object_2"} <= row.keys():
+    if asked in SPATIAL:
         nouns = [row["object_1"], row["object_2"]]
-        judge = _spatial_3d if row["spatial"] in RELATIONS_3D else _spatial_2d
+        judge = _spatial_2d if asked == SPATIAL[0] else _spatial_3d
         return float(np.mean([graded(judge(f, nouns, row["spatial"], vision)) for f in sampled(frames)]))
-    if {"object_1", "d_1", "object_2", "d_2"} <= row.keys():
+    if asked == "motion_binding":
         return graded_motion(_motion(frames, fps, row, vision))
     raise TTOMError(
         f"A metadata row with {', '.join(row) or 'no keys'} is of none of the categories that a detector "
         "can score: numeracy, spatial relationships and motion binding."
     )
+
+
+def dimension(row: Mapping[str, Any]) -> str | None:
+    """Which of NEEDS' scores a metadata row is for; None for what a vision-language model judges."""
+    if {"objects", "numbers"} <= row.keys():
+        return "generative_numeracy"
+    if {"spatial", "object_1", "object_2"} <= row.keys():
+        return SPATIAL[row["spatial"] in RELATIONS_3D]
+    if {"object_1", "d_1", "object_2", "d_2"} <= row.keys():
+        return "motion_binding"
+    return None
 
 
 def sampled(frames: np.ndarray) -> np.ndarray:

@@ -90,6 +90,10 @@ class Vision:
     track: Tracker = NOT_GIVEN
     depth: DepthEstimator = NOT_GIVEN
 
+    def lacking(self, parts: Sequence[str]) -> list[str]:
+        """Those of these parts, by their names here, that were not given."""
+        return [part for part in parts if getattr(self, part) is NOT_GIVEN]
+
 
 # Rendered scenes ----------------------------------------------------------------------------------
 
@@ -220,6 +224,31 @@ class Sam2:
             outputs = model(**inputs, multimask_output=False)
         (masks,) = processor.post_process_masks(outputs.pred_masks.cpu(), inputs["original_sizes"])
         return masks[:, 0].bool().numpy()
+
+
+class DepthAnything:
+    """The depth estimator of transformers (Yang et al. 2024), loaded when first asked.
+
+    A frame's depths are stretched to 0…255, as in the grey picture that the benchmark reads.
+    """
+
+    def __init__(self, model: str, device: str | None = None) -> None:
+        self.model_name, self.device = model, device
+        self._parts: tuple[Any, Any] | None = None
+
+    def __call__(self, frame: Frame) -> np.ndarray:
+        import torch
+        from PIL import Image
+
+        if self._parts is None:
+            self._parts = _pretrained("AutoModelForDepthEstimation", self.model_name, self.device)
+        processor, model = self._parts
+        inputs = processor(images=Image.fromarray(frame), return_tensors="pt").to(model.device)
+        with torch.inference_mode():
+            outputs = model(**inputs)
+        (found,) = processor.post_process_depth_estimation(outputs, target_sizes=[frame.shape[:2]])
+        near = found["predicted_depth"].double().cpu().numpy()
+        return (near - near.min()) * (255 / max(float(np.ptp(near)), 1e-9))
 
 
 def _pretrained(kind: str, name: str, device: str | None) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""`ttom export`: videos for a public benchmark, made from the prompts of a clone of it."""
+"""`ttom export` and `ttom score`: videos for a public benchmark, and what a detector says of them."""
 
 from __future__ import annotations
 
@@ -129,3 +129,57 @@ def _vbench(options: argparse.Namespace) -> Suite:
         samples=options.samples,
         accept_changed=options.accept_changed,
     )
+
+
+def add_score(commands: Any) -> None:
+    """Add `score` to the subcommands of a parser."""
+    score = commands.add_parser("score", help="score an export by a benchmark's formulas, with a detector")
+    score.add_argument("folder", type=Path, help="what `ttom export` made; an earlier run is continued")
+    score.add_argument(
+        "--grounding",
+        default="blobs",
+        help="what finds the objects in the videos: blobs for the demo's coloured shapes, detector for all "
+        "others (default: blobs)",
+    )
+    score.add_argument("--detector", metavar="MODEL", help="a GroundingDINO: a folder or a name on the Hub")
+    score.add_argument("--segmenter", metavar="MODEL", help="a SAM 2: a folder or a name on the Hub")
+    score.add_argument("--depth", metavar="MODEL", help="a Depth Anything: a folder or a name on the Hub")
+    score.add_argument("--accept-missing", action="store_true", help="score what is there of the videos")
+    score.add_argument("--result", type=Path, metavar="JSON", help="default: scores.json in the folder")
+    score.set_defaults(run=run_score)
+
+
+def run_score(options: argparse.Namespace) -> None:
+    """Score what a detector can judge of an export folder, print it, and write the result file."""
+    from tqdm import tqdm
+
+    from .export_scores import BENCHMARKS, DEPTH, ExportFolder, answerable, answers, figures, vision_of
+    from .grounding import DETECTOR, SEGMENTER
+    from .results import write_result
+
+    folder = ExportFolder.open(options.folder)
+    models = (options.detector or DETECTOR, options.segmenter or SEGMENTER, options.depth or DEPTH)
+    vision = vision_of(options.grounding, *models)
+    questions, left_out, missing = answerable(folder, vision, options.accept_missing)
+    found = tqdm(answers(folder, questions, vision), total=len(questions), desc="score", unit="video")
+    table = figures(folder, list(found), vision)
+    settings = {
+        "benchmark": folder.benchmark,
+        "formula": BENCHMARKS[folder.benchmark].formula,
+        "detector": vision.name,
+        "made_with": folder.made_with,
+        "left_out": left_out,
+        "missing_videos": missing,
+    }
+    command = f"ttom score {folder.path.resolve().name} --grounding {options.grounding}"
+    result = options.result or folder.path / "scores.json"
+    write_result(result, command, folder.made_with["seed"], table, settings)
+    for name, f in table.items():
+        tqdm.write(
+            f"{name:28} {f['value']:.3f} ({f['low']:.3f}–{f['high']:.3f}), {f['n']} videos, {f['unit']}"
+        )
+    for name, reason in left_out.items():
+        tqdm.write(f"{name:28} not scored: {reason}")
+    if missing:
+        tqdm.write(f"{missing} videos were not there")
+    tqdm.write(f"wrote {result}")

@@ -20,11 +20,13 @@ import numpy as np
 from ..errors import TTOMError
 from ..pictures import save_video
 from .compbench import SAMPLED, tracked_count
+from .pool import read_rows
 
 VERSION = 1
 MAX_BYTES = 20_000_000  # of a file in a clone
 MAX_PROMPT = 2000  # characters
 MAX_NAME = 255  # bytes of a file name
+WANTED = "wanted.jsonl"
 
 # Folder of videos → list of prompts, metadata (T2V-CompBench, version 2).
 COMPBENCH = {
@@ -262,7 +264,8 @@ def export(
     `make` gives frames uint8 [F, H, W, 3] and facts for rows.jsonl. A video gets its name when it is whole,
     so whatever ends a run, the same command goes on from there. `made_with`, JSON of everything that decides
     how a video looks, is kept in export.json: TTOMError when the folder was begun with another, or with other
-    prompts, or holds what is not ours. Nothing that is there is written over.
+    prompts, or holds what is not ours. Nothing that is there is written over. wanted.jsonl holds every video
+    that was ever asked for, so that whoever reads the folder knows what it lacks.
     """
     _begin(suite, out, made_with)
     for clip in suite.clips:
@@ -302,6 +305,11 @@ def _begin(suite: Suite, out: Path, made_with: Facts) -> None:
         if not (out / place).exists():
             _write(out / place, content)
     _check_folders(suite, out)
+    known = read_rows(out / WANTED)
+    with (out / WANTED).open("a", encoding="utf-8") as file:
+        for clip in suite.clips:
+            if clip.place not in known:
+                file.write(json.dumps({"key": clip.place, "prompt": clip.prompt}) + "\n")
 
 
 def _check_same(record: Facts, path: Path) -> None:

@@ -110,7 +110,7 @@ def rows_of(
     again, for the sake of what their work leaves beside the row. `on_row(left, row)` is called for each
     row that is made now, `left` being how many are still to come.
     """
-    known = _read(path)
+    known = read_rows(path)
     missing = {key: job for key, job in jobs.items() if key not in known or key in again}
     if missing:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ def progress(label: str) -> Iterator[Callable[[int, Row], None]]:
         yield advance
 
 
-def _read(path: Path) -> dict[str, Row]:
+def read_rows(path: Path) -> dict[str, Row]:
     """The rows of a file by key. A line that an interruption cut short is closed, and counts for nothing."""
     if not path.exists():
         return {}

@@ -16,6 +16,7 @@ from ..errors import TTOMError
 from .compbench import SAMPLED, iou
 from .detectors import Detection, Detector
 
+DIMENSIONS = ("object_class", "multiple_objects", "spatial_relationship")  # that a detector scores
 THRESHOLD = 0.5  # of a detection; ours, the benchmark's detector has its own
 OVERLAP = 0.1  # of two boxes, above which a relation counts for less
 
@@ -75,6 +76,12 @@ def score(frames: np.ndarray, row: Mapping[str, Any], detect: Detector) -> float
         found = [one for noun in nouns for one in detect(frame, noun, THRESHOLD, THRESHOLD / 2)]
         values.append(present(found, nouns) if relation is None else spatial(found, nouns, relation, size))
     return float(np.mean(values))
+
+
+def dimension(row: Mapping[str, Any]) -> str | None:
+    """Which of DIMENSIONS a row of VBench_full_info.json is for, if any."""
+    about = row.get("auxiliary_info")
+    return next((name for name in DIMENSIONS if isinstance(about, dict) and name in about), None)
 
 
 def sampled(frames: np.ndarray) -> np.ndarray:
