@@ -5,7 +5,9 @@
 
 The table between `<!-- figures:NAME -->` and `<!-- /figures:NAME -->` shows results/NAME.json,
 which has the form {command, commit, machine, seed, figures: {name: {value, low, high, n, unit}}};
-the one between `<!-- presets -->` and `<!-- /presets -->` shows the presets that the code holds.
+the one between `<!-- presets -->` and `<!-- /presets -->` shows the presets that the code holds, and the one
+between `<!-- claims -->` and `<!-- /claims -->` what the results say of the paper's claims and of our goals.
+What has not been measured is said, or, of the evidence and the claims, left empty.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 Figures = dict[str, dict[str, Any]]
 BLOCK = re.compile(
-    r"(?P<open><!-- (?P<name>figures:\w+|presets) -->\n).*?(?P<close><!-- /(?P=name) -->)",
+    r"(?P<open><!-- (?P<name>figures:\w+|presets|claims) -->\n).*?(?P<close><!-- /(?P=name) -->)",
     re.DOTALL,
 )
 
@@ -76,6 +78,16 @@ def memory_table(figures: Figures) -> str:
     return grouped_table(columns, "method", figures, ending=True)
 
 
+def evidence_table(figures: Figures) -> str:
+    """The paper's table 1: one row a method."""
+    columns = {
+        "composition": "composition",
+        "presence": "presence",
+        "distortion": "distortion (less is better)",
+    }
+    return grouped_table(columns | {"seconds": "seconds a clip"}, "method", figures, ending=True)
+
+
 def store_table(figures: Figures) -> str:
     """What does not depend on the size, then one row a size of the store."""
     columns = {
@@ -109,8 +121,27 @@ def presets_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def claims_table(results: Path) -> str:
+    """One row a claim or goal whose result files are all there; nothing where there is no such claim."""
+    from ttom_core.evaluation.claims import RULE, judged
+    from ttom_core.evaluation.paper import CLAIMS, GOALS
+
+    found = {path.stem: _result(path) for path in results.glob("*.json")}
+    rows = [
+        (claim.source, claim.text, *judged(claim, found))
+        for claim in (*CLAIMS, *GOALS)
+        if all(condition.result in found for condition in claim.conditions)
+    ]
+    if not rows:
+        return ""
+    lines = ["| | claim | verdict | figures |", "|---|---|---|---|"]
+    lines += [f"| {source} | {text} | **{verdict}** | {words} |" for source, text, verdict, words in rows]
+    return "\n".join([*lines, "", RULE, ""])
+
+
 TABLES: dict[str, Callable[[Figures], str]] = {
     "evaluate": evaluation_table,
+    "evidence": evidence_table,
     "memory": store_table,
     "planning": planning_table,
     "memory_quality": memory_table,
@@ -135,14 +166,21 @@ def block(name: str, results: Path) -> str:
     """What stands between the markers of `name`: its table, and where its figures come from."""
     if name == "presets":
         return presets_table()
+    if name == "claims":
+        return claims_table(results)
     name = name.removeprefix("figures:")
     path = results / f"{name}.json"
     if not path.exists():
-        return "*Not measured yet.*\n"
-    result = json.loads(path.read_text(encoding="utf-8"))
+        return "" if name == "evidence" else "*Not measured yet.*\n"
+    result = _result(path)
     table = TABLES.get(name, plain_table)(result["figures"])
     source = f"`{result['command']}` at commit {result['commit'][:10]}, seed {result['seed']}"
     return f"{table}\n\nMade by {source}, on {result['machine']}.\n"
+
+
+def _result(path: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result
 
 
 def fill(text: str, results: Path) -> str:

@@ -18,124 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from ttom_core.errors import TTOMError
-from ttom_core.evaluation.claims import FAILS, FEWEST, HOLDS, OPEN, Claim, Condition, Result, judged, number
+from ttom_core.evaluation.claims import FAILS, HOLDS, OPEN, RULE, Claim, Result, judged, number
 from ttom_core.evaluation.evaluate import QUALITIES
+from ttom_core.evaluation.paper import CATEGORIES, CLAIMS, GOALS, MEMORY
 
 ROOT = Path(__file__).resolve().parent.parent
-KEPT = 0.03  # a quality is kept that falls by less than this
-CATEGORIES = (
-    "motion", "numeracy", "spatial", "consistent_attribute", "dynamic_attribute", "action", "interaction"
-)  # fmt: skip
-RIVALS = ("base", "tto", "lvd", "latent", "noise")
-
-
-# Claims -------------------------------------------------------------------------------------------
-
-
-def ahead(result: str, first: str, second: str, quality: str = "composition", where: str = "") -> Condition:
-    """The first scores above the second at the same prompts; for distortion, below."""
-    name = f"{quality}_of_{first}_over_{second}{where}"
-    return Condition(result, name, below=quality == "distortion")
-
-
-def kept(method: str) -> tuple[Condition, ...]:
-    """A method's presence and distortion stay within `KEPT` of the base model's, or are better."""
-    return (
-        Condition("evidence", f"presence_of_{method}_over_base", -KEPT),
-        Condition("evidence", f"distortion_of_{method}_over_base", KEPT, below=True),
-    )
-
-
-def over(result: str, first: str, second: str) -> Condition:
-    """As `ahead`, of the memory's result, which names its pairs more briefly."""
-    return Condition(result, f"{first}_over_{second}")
-
-
-MEMORY = "memory_quality"
-CLAIMS = (
-    Claim("table 1", "TTOM composes better than its base model", (ahead("evidence", "tto", "base"),)),
-    Claim("table 1", "TTOM composes better than LVD", (ahead("evidence", "tto", "lvd"),)),
-    Claim("table 1", "LVD composes better than the base model", (ahead("evidence", "lvd", "base"),)),
-    *(
-        Claim(
-            "table 1",
-            f"TTOM is ahead of its base model in {category.replace('_', ' ')}",
-            (ahead("evidence", "tto", "base", where=f"_{category}"),),
-        )
-        for category in CATEGORIES
-    ),
-    Claim("tables 9, 10", f"TTOM keeps the base model's quality (to within {KEPT})", kept("tto")),
-    Claim(
-        "tables 9, 10", "LVD lowers it",
-        (Condition("evidence", "presence_of_lvd_over_base", below=True),),
-    ),
-    Claim("table 3", "TTO composes better than no optimisation", (over(MEMORY, "tto", "base"),)),
-    Claim("table 3", "memory adds to TTO", (over(MEMORY, "memory_tto", "tto"),)),
-    Claim("table 4", "memory alone is ahead of nothing", (over(MEMORY, "memory_only", "base"),)),
-    Claim("table 4", "optimising on from memory adds to it", (over(MEMORY, "memory_tto", "memory_only"),)),
-    Claim(
-        "table 4",
-        "five fused entries are better than ten",
-        (over(MEMORY, "memory_only", "memory_only_top10"), over(MEMORY, "memory_tto", "memory_tto_top10")),
-    ),
-    Claim(
-        "table 5", "JSD is better than cross-entropy",
-        (Condition("ablation_losses", "composition_of_bce_over_jsd", below=True),),
-    ),
-    Claim(
-        "table 5", "JSD is better than the centre of mass",
-        (Condition("ablation_losses", "composition_of_center_of_mass_over_jsd", below=True),),
-    ),
-    *(
-        Claim(
-            "table 6", f"a memory of 200 prompts is better than one of {size}",
-            (over(MEMORY, "memory_tto", f"memory_tto_of_{size}"),),
-        )
-        for size in (50, 100, 150)
-    ),
-    Claim(
-        "table 7", "one optimised step is too few",
-        (Condition("ablation_steps", "composition_of_steps_1_over_{own}", below=True),),
-    ),
-    Claim(
-        "table 7", "three optimised steps are still too few",
-        (Condition("ablation_steps", "composition_of_steps_3_over_{own}", below=True),),
-    ),
-    Claim(
-        "table 7", f"more steps than the preset's are no better (by less than {KEPT})",
-        (Condition("ablation_steps", "composition_of_{last}_over_{own}", KEPT, below=True),),
-    ),
-    *(
-        Claim(
-            "table 8", f"8 iterations are better than {other}",
-            (ahead("ablation_iterations", "iterations_8", f"iterations_{other}"),),
-        )
-        for other in (4, 12, 16)
-    ),
-)  # fmt: skip
-GOALS = (
-    Claim(
-        "goal", "the best preset composes 0.85 or more", (Condition("evidence", "best_composition", 0.85),)
-    ),
-    *(
-        Claim(
-            "goal",
-            f"the best preset is ahead of {', '.join(RIVALS)} in {quality}"
-            + (" (which is less of it)" if quality == "distortion" else ""),
-            tuple(ahead("evidence", "best", rival, quality) for rival in RIVALS),
-        )
-        for quality in QUALITIES
-    ),
-    Claim(
-        "goal",
-        "TTO alone composes 2.5 times the base model's score, or closes 60 % of its gap to 1",
-        (
-            Condition("evidence", "tto_above_2.5_base"),
-            Condition("evidence", "tto_above_60_percent_of_gap"),
-        ),
-        either=True,
-    ),
-)
 
 # The page -----------------------------------------------------------------------------------------
 
@@ -152,12 +39,6 @@ figure { margin: 1rem 0; } figcaption, .source { color: #595959; font-size: .875
 .open { color: #595959; font-weight: 600; } .wide { overflow-x: auto; }
 """
 CLASSES = {HOLDS: "holds", FAILS: "fails", OPEN: "open"}
-RULE = (
-    f"A claim holds here when the whole 95 % interval of its figure (bootstrap over prompts, at the same "
-    f"prompt and seed) lies where the claim puts it; it does not hold here when the whole interval lies on "
-    f"the other side; otherwise, or with fewer than {FEWEST} prompts, it cannot be told. A claim of several "
-    "figures needs all of them. Nothing is rounded in a claim's favour."
-)
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]], verdicts: bool = False) -> str:

@@ -9,6 +9,12 @@ from typing import Any
 FEWEST = 20  # prompts of which an interval is worth a verdict
 HOLDS, FAILS, OPEN = "holds here", "does not hold here", "cannot be told"
 Result = dict[str, Any]
+RULE = (
+    f"A claim holds here when the whole 95 % interval of its figure (bootstrap over prompts, at the same "
+    f"prompt and seed) lies where the claim puts it; it does not hold here when the whole interval lies on "
+    f"the other side; otherwise, or with fewer than {FEWEST} prompts, it cannot be told. A claim of several "
+    "figures needs all of them. Nothing is rounded in a claim's favour."
+)
 
 
 @dataclass(frozen=True)
