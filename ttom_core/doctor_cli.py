@@ -15,7 +15,7 @@ from .errors import TTOMError
 if TYPE_CHECKING:
     from .forecast import Blueprint, Clip
 
-PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes", "torchao")
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes", "torchao", "gguf")
 # Beside each model's own size; Wan 14B is made for both.
 LARGER = {"Wan2.1-T2V-14B": (81, 720, 1280), "Wan2.2-T2V-A14B": (81, 720, 1280)}
 GIB = 2**30

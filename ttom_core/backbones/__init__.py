@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import TTOMError
 from .folder import is_damaged, model_files
-from .quantization import Base, check_base
+from .quantization import Base, check_base, insist_on_package
 
 if TYPE_CHECKING:
     from .base import Backbone
@@ -53,9 +53,10 @@ def load(
 
     `model` is a diffusers folder or a Hub id ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers"), which is downloaded once
     and then found without a network. `transformer` is a single-file transformer to use in place of the
-    folder's, as ComfyUI keeps them in models/diffusion_models (Wan only); the folder's own weights may then
-    be missing. `base` stores the transformer's weights in fp8, int8 (torchao) or nf4 (bitsandbytes);
-    `offload` keeps text encoder, transformer and VAE on the device only while each works, which needs a GPU.
+    folder's, as ComfyUI keeps them in models/diffusion_models (Wan only): safetensors, or GGUF, whose weights
+    stay packed. The folder's own weights may then be missing. `base` stores the transformer's weights in fp8,
+    int8 (torchao) or nf4 (bitsandbytes); `offload` keeps text encoder, transformer and VAE on the device only
+    while each works, which needs a GPU.
     ModelError names every missing or damaged file before anything is loaded.
     """
     folder = _folder_of(model)
@@ -71,7 +72,7 @@ def load(
         raise ModelError(f"{folder} holds a {family}, which TTOM does not know; it knows {known}.")
     module, name = BACKBONES[family]
     single = _single_file(transformer) if transformer is not None else None
-    check_base(base, single is not None, device or _best_device())
+    check_base(base, single, device or _best_device())
     if offload and (device or _best_device()) == "cpu":
         raise ModelError(
             "Offloading moves idle parts from a GPU to the CPU, and there is no GPU; leave it out."
@@ -127,10 +128,12 @@ def _folder_of(model: str | Path) -> Path:
 def _single_file(path: str | Path) -> Path:
     """The path of a whole single-file transformer."""
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ModelError(f"{path} is no safetensors file; choose a transformer of that form.")
+    if path.suffix not in (".safetensors", ".gguf"):
+        raise ModelError(f"{path} is no safetensors file and no GGUF; choose a transformer of such a form.")
     if not path.is_file():
         raise ModelError(f"There is no transformer at {path}; choose a file of models/diffusion_models.")
+    if path.suffix == ".gguf":
+        insist_on_package("gguf", f"{path} is a GGUF, which needs", "choose a safetensors file")
     if is_damaged(path):
         raise ModelError(f"{path} is damaged or only partly downloaded; download it again.")
     return path

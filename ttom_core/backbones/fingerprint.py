@@ -20,8 +20,18 @@ def fingerprint(family: str, layers: int, width: int, parameters: Iterable[tuple
             continue
         name = name.replace(".base_layer.", ".")  # where peft keeps the layer that a LoRA is on
         parameter = parameter.detach()
-        if type(parameter.data) is not Tensor and hasattr(parameter.data, "dequantize"):  # torchao's
+        shape = tuple(parameter.shape)
+        if hasattr(parameter, "quant_shape"):  # diffusers' GGUF: a row is enough
+            shape, parameter = tuple(parameter.quant_shape), _unpacked(parameter[:1])
+        elif type(parameter.data) is not Tensor and hasattr(parameter.data, "dequantize"):  # torchao's
             parameter = parameter.data.dequantize()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(f"{name}{shape}".encode())
         digest.update(parameter.flatten()[:16].float().cpu().numpy().tobytes())
     return f"{family}-{layers}x{width}-{digest.hexdigest()[:16]}"
+
+
+def _unpacked(parameter: Tensor) -> Tensor:
+    from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
+
+    weight: Tensor = dequantize_gguf_tensor(parameter)
+    return weight

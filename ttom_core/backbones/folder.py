@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from .gguf_file import insist_on_whole
+
 VOCABULARIES = ("tokenizer.json", "spiece.model")
 
 
@@ -57,6 +59,8 @@ def is_damaged(path: Path) -> bool:
     try:
         if path.suffix == ".safetensors":
             _tensors(path)
+        elif path.suffix == ".gguf":
+            insist_on_whole(path)
         elif path.name.endswith(".index.json"):
             shards = _shards(path)
             # A shard that is itself damaged is found when its own turn comes.

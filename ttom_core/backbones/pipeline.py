@@ -30,10 +30,11 @@ from ..attention import (
 )
 from ..errors import TTOMError
 from .fingerprint import fingerprint
+from .frozen import differentiable
 from .parallel import devices_of
 from .phrases import EncodedPrompt
 from .published import default_layers
-from .quantization import Base, cast_weights, is_cast, quantized_loading
+from .quantization import Base, cast_weights, is_cast, is_packed, quantized_loading, unpacked_weight
 from .scheduler import stepping_from
 from .traps import refuse_untrainable
 
@@ -296,14 +297,16 @@ class PipelineBackbone(ABC):
                     **self._shared_inputs(call),
                 )
         assert start.state is not None
+        packed = is_packed(self.transformer)
 
         def run(index: int, *state: Any) -> tuple[Any, ...]:
-            # The taps are set here, not around the loop: checkpointing runs this again in backward.
+            # All is set up here, not around the loop: checkpointing runs this again in backward.
             mine = {index: projections[index]} if index in projections else {}
             recall: AbstractContextManager[None] = nullcontext()
             if index == first and start.self_attention is not None:
                 recall = recalled(constant, start.self_attention)
-            with tapped(probe, mine), recall:
+            unpacked = differentiable(blocks[index], unpacked_weight) if packed else nullcontext()
+            with tapped(probe, mine), recall, unpacked:
                 output = blocks[index](*state)
             return output if isinstance(output, tuple) else (output,)
 

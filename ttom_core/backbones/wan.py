@@ -16,6 +16,7 @@ from torch import Tensor
 from ..attention import JointMap, PhraseTokens, phrase_maps
 from ..errors import TTOMError
 from .pipeline import PipelineBackbone
+from .quantization import packed_loading
 
 
 class WanBackbone(PipelineBackbone):
@@ -39,12 +40,8 @@ class WanBackbone(PipelineBackbone):
     def _own_parts(cls, folder: Path, dtype: torch.dtype, transformer: Path | None) -> dict[str, Any]:
         if transformer is None:
             return {}
-        with safe_open(transformer, "pt") as file:
-            if any(key.endswith(("scale_weight", "scaled_fp8")) for key in file.keys()):  # noqa: SIM118
-                raise TTOMError(
-                    f"{transformer} holds scaled fp8 weights, which diffusers would read without their "
-                    "scales; choose a bf16, fp16 or plain fp8 file."
-                )
+        if transformer.suffix == ".safetensors":
+            _refuse_scaled_weights(transformer)
         try:
             single = WanTransformer3DModel.from_single_file(
                 str(transformer),
@@ -52,6 +49,7 @@ class WanBackbone(PipelineBackbone):
                 subfolder="transformer",
                 torch_dtype=dtype,
                 local_files_only=True,
+                **packed_loading(transformer, dtype),
             )
         except NotImplementedError as error:  # torch's, of a weight that was given no value
             raise TTOMError(
@@ -120,3 +118,12 @@ class WanBackbone(PipelineBackbone):
     def sigma_of(self, timestep: Tensor) -> float:
         # Flow matching: the timestep is the noise level times the number of training steps.
         return float(timestep.flatten()[0]) / self.pipeline.scheduler.config.num_train_timesteps
+
+
+def _refuse_scaled_weights(path: Path) -> None:
+    with safe_open(path, "pt") as file:
+        if any(key.endswith(("scale_weight", "scaled_fp8")) for key in file.keys()):  # noqa: SIM118
+            raise TTOMError(
+                f"{path} holds scaled fp8 weights, which diffusers would read without their scales; choose a "
+                "bf16, fp16 or plain fp8 file."
+            )
