@@ -62,26 +62,33 @@ def claims(of: Iterable[Claim], results: Mapping[str, Result]) -> str:
     return table(("", "claim", "verdict", "figures"), rows, verdicts=True)
 
 
-def methods(result: Result, where: str = "") -> str:
+def measured(result: Result) -> list[str]:
+    """The methods that a result has a composition of."""
+    return [name for name in result["settings"]["methods"] if f"{name}_composition" in result["figures"]]
+
+
+def cell(result: Result, name: str) -> str:
+    figure = result["figures"].get(name)
+    return number(figure) if figure else "–"
+
+
+def methods(result: Result) -> str:
     """One row a method, one column a quality."""
-    found = result["figures"]
-    names = [name for name in result["settings"]["methods"] if f"{name}_composition{where}" in found]
     rows = []
-    for name in names:
-        cells = [number(found[f"{name}_{quality}{where}"]) for quality in QUALITIES]
-        seconds = found.get(f"{name}_seconds")
-        time = f"{seconds['value']:.1f}" if seconds and not where else ""
-        rows.append((name.replace("_", " "), *cells, time))
+    for name in measured(result):
+        cells = [cell(result, f"{name}_{quality}") for quality in QUALITIES]
+        seconds = result["figures"].get(f"{name}_seconds")
+        rows.append((name.replace("_", " "), *cells, f"{seconds['value']:.1f}" if seconds else "–"))
     return table(("method", "composition", "presence", "distortion (less is better)", "s a clip"), rows)
 
 
 def by_category(result: Result) -> str:
     """Composition by category: one row a category, one column a method."""
-    found, names = result["figures"], list(result["settings"]["methods"])
+    names = measured(result)
     rows = [
-        (category.replace("_", " "), *(number(found[f"{name}_composition_{category}"]) for name in names))
+        (category.replace("_", " "), *(cell(result, f"{name}_composition_{category}") for name in names))
         for category in CATEGORIES
-        if all(f"{name}_composition_{category}" in found for name in names)
+        if any(f"{name}_composition_{category}" in result["figures"] for name in names)
     ]
     return table(("composition", *names), rows) if rows else ""
 

@@ -130,6 +130,43 @@ def test_bad_result_files_get_one_sentence(tmp_path, capsys):
     assert main(["--results", str(tmp_path), "--out", str(tmp_path / "index.html")]) == 0
 
 
+def scored(*names):
+    """The figures of these methods, overall and in one category."""
+    return {
+        f"{name}_{q}{where}": figure(0.5, 0.4, 0.6)
+        for name in names
+        for q in QUALITIES
+        for where in ("", "_motion")
+    }
+
+
+PARTS = {
+    "evidence": result(scored("base", "tto"), methods={"base": None, "tto": {}, "lvd": {}}, pairs=[["tto", "base"]]),
+    "ablation_losses": result(scored("jsd", "bce"), methods={"jsd": {}, "bce": {}}, pairs=[["bce", "jsd"]]),
+    "ablation_steps": result({"steps_1_composition": figure(0.5, 0.4, 0.6)}, methods={"steps_1": {}}, pairs=[]),
+    "memory_quality": result({"tto_over_base": figure(0.5, 0.4, 0.6)}),
+    "probe": result({"relevance_0": figure(0.5, 0.4, 0.6)}),
+    "full_size": result({"flops": {**figure(0.5, 0, 1), "low": None, "high": None}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [(), *((name,) for name in PARTS), tuple(PARTS)], ids="+".join)
+def test_whatever_was_measured_makes_a_page(tmp_path, names):
+    for name in names:
+        (tmp_path / f"{name}.json").write_text(json.dumps(PARTS[name]))
+    if "probe" in names:
+        (tmp_path / "probe.png").write_bytes(b"a chart")
+    out = tmp_path / "page" / "index.html"
+    assert REPORT["main"](["--results", str(tmp_path), "--out", str(out)]) == 0
+    seen = Seen()
+    seen.feed(out.read_text())
+    assert "has not been measured" in seen.text and "None" not in seen.text
+    assert ("Methods beside each other" in seen.text) == ("evidence" in names)
+    assert ("One setting at a time" in seen.text) == any(name.startswith("ablation") for name in names)
+    assert ("Memory" in seen.text) == ("memory_quality" in names)
+    assert len(seen.links) == ("probe" in names)
+
+
 def test_the_committed_results_can_be_shown(tmp_path):
     out = tmp_path / "index.html"
     assert REPORT["main"](["--out", str(out)]) == 0
