@@ -23,8 +23,8 @@ from typing import Any
 
 from demo.memories import fill
 from ttom_core.adapter import Adapter
-from ttom_core.evaluation.evaluate import SCORING, estimate, load_prompts, quartiles
-from ttom_core.evaluation.pool import backbone_of, digest, progress, rows_of
+from ttom_core.evaluation.evaluate import OPTIMISING, SCORING, estimate, load_prompts, quartiles
+from ttom_core.evaluation.pool import backbone_of, code_of, digest, progress, rows_of
 from ttom_core.evaluation.results import write_result
 from ttom_core.evaluation.scores import score
 from ttom_core.fusion import fuse
@@ -205,14 +205,16 @@ def main() -> None:
     options = parser.parse_args()
 
     fingerprint = backbone_of(options.model).fingerprint
-    stores = options.out / "stores" / fingerprint.replace("/", "_")[-40:]
+    settings = PRESETS["demo"].model_dump(mode="json")
+    # What decides the memories: with other code, settings or another model they are built anew.
+    made_with = digest([code_of(*OPTIMISING), code_of(*SCORING), fingerprint, settings])
+    stores = options.out / "stores" / made_with
     build(stores, options.model, options.workers)
     prompts = load_prompts(PROMPTS / "held_out.json", options.limit)
-    settings = PRESETS["demo"].model_dump(mode="json")
     jobs = {}
     for name in options.only:
         for seed, spec in enumerate(prompts):
-            facts = [SCORING, fingerprint, settings, asdict(VARIANTS[name]), spec, seed]
+            facts = [made_with, asdict(VARIANTS[name]), spec, seed]
             jobs[digest(facts)] = (name, spec, seed, str(stores))
     path = options.out / "rows.jsonl"
     with progress("held-out clips") as on_row:

@@ -28,7 +28,7 @@ from ttom_core.backbones.base import Backbone
 from ttom_core.errors import TTOMError
 from ttom_core.evaluation.evaluate import estimate, evaluate, figures, load_prompts
 from ttom_core.evaluation.grounding import BlobGrounding
-from ttom_core.evaluation.pool import Row, backbone_of, digest, progress, rows_of
+from ttom_core.evaluation.pool import Row, backbone_of, code_of, digest, progress, rows_of
 from ttom_core.evaluation.results import write_result
 from ttom_core.optimize import PRESETS, TTOSettings
 from ttom_core.pictures import interval_chart, relevance_chart
@@ -125,8 +125,9 @@ def run(options: argparse.Namespace) -> None:
     backbone = backbone_of(options.model)
     prompts = load_prompts(ROOT / "demo" / "prompts" / "tuning.json", options.limit)
     texts = [str(spec["prompt"]) for spec in prompts]
+    code = code_of("attention", "probe", "evaluation/blobs", "evaluation/grounding")
     jobs = {
-        digest([backbone.fingerprint, PROBE.model_dump(mode="json"), text, seed]): Job(text, seed)
+        digest([code, backbone.fingerprint, PROBE.model_dump(mode="json"), text, seed]): Job(text, seed)
         for seed, text in enumerate(texts)
     }
     with progress("probe") as on_row:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from ttom_core.evaluation import evaluate as evaluation
 from ttom_core.evaluation.comparison import Comparison, compare
-from ttom_core.evaluation.evaluate import Clip, evaluate, load_prompts
+from ttom_core.evaluation.evaluate import OPTIMISING, SCORING, Clip, evaluate, load_prompts
 from ttom_core.optimize import PRESETS, TTOSettings, sigma_of_step
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,6 +71,26 @@ def test_a_clips_key_knows_everything_that_decides_it():
     keys = {clip.key("model"), clip.key("other model"), *(other.key("model") for other in others)}
     assert len(keys) == 2 + len(others)
     assert clip._replace(picture="elsewhere.png").key("model") == clip.key("model")
+
+
+def test_rows_of_other_code_count_for_nothing_and_the_base_models_stay(monkeypatch):
+    clips = Clip(SPEC, PRESETS["demo"], 0, 20), Clip(SPEC, None, 0, 20)
+
+    def keys(room):
+        codes = {rooms: room if room in rooms else "same" for rooms in (OPTIMISING, SCORING)}
+        monkeypatch.setattr(evaluation, "_code", lambda *rooms: codes[rooms])
+        return [clip.key("model") for clip in clips]
+
+    same, optimised, scored = keys(""), keys("optimize"), keys("evaluation/scores")
+    assert optimised[0] != same[0] and optimised[1] == same[1]
+    assert scored[0] != same[0] and scored[1] != same[1]
+
+
+def test_a_plan_is_part_of_a_clip(monkeypatch):
+    clip = Clip(SPEC, PRESETS["demo"], 0, 20)
+    before = clip.key("model")
+    monkeypatch.setattr(evaluation, "_planned", lambda prompt: "{}")
+    assert clip.key("model") != before and clip._replace(settings=None).key("model") != before
 
 
 def test_goals_are_means_above_zero():

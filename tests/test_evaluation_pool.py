@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ttom_core.errors import TTOMError
+from ttom_core.evaluation import pool
 from ttom_core.evaluation.pool import digest, in_workers, rows_of
 
 # Workers import this module by name, from a folder that they are told of.
@@ -162,3 +163,26 @@ def test_nothing_to_do_starts_nothing_and_bad_input_is_refused(tmp_path):
         list(in_workers(print, {"a": 1}, "nowhere", 0))
     with pytest.raises(TTOMError, match="cannot be read"):
         rows_of(print, {"a": 1}, "nowhere", tmp_path)
+
+
+def test_code_is_what_it_does(tmp_path, monkeypatch):
+    room = tmp_path / "ttom_core"
+    (room / "evaluation").mkdir(parents=True)
+    monkeypatch.setattr(pool, "__file__", str(room / "evaluation" / "pool.py"))
+
+    def key(text):
+        (room / "one.py").write_text(text)
+        return pool.code_of("one")
+
+    own = 'def f(x):\n    return x + 1\n\n\nPRESETS = {"a": 1}\nPRESETS |= {"b": 2}\nRATE: float = g(0.5)\n'
+    kept = (
+        '"""What it is."""\n\n# why\n' + own,
+        own.replace("    return", '    """Says."""\n    return'),
+        own.replace("x + 1", "(x\n+ 1)"),
+        own.replace("1}", "7}"),
+        own.replace("2}", "7}"),
+        own.replace("g(0.5)", 'g(0.5, description="a rate")'),
+    )
+    assert {key(text) for text in kept} == {key(own)}
+    changed = (own.replace("x + 1", "x + 2"), own.replace("0.5", "0.6"), own.replace("RATE", "RATIO"))
+    assert len({key(own), *(key(text) for text in changed)}) == 4

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..errors import TTOMError
-from .pool import Row, backbone_of, digest, rows_of
+from .pool import Row, backbone_of, code_of, digest, rows_of
 from .scores import score
 
 if TYPE_CHECKING:
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from ..optimize import TTOSettings
 
 QUALITIES = ("composition", "presence", "distortion")
-SCORING = 1  # raised when the same clip is scored another way: rows of before then count for nothing
+# The code that decides a row beside model, prompt and settings. When it changes, rows of before count for
+# nothing. Backbones are left out: they change with every new host, and tests hold the maps they give.
+OPTIMISING = ("adapter", "attention", "generate", "latents", "masks", "objectives", "optimize")
+SCORING = ("evaluation/blobs", "evaluation/distortion", "evaluation/scores")
 Methods = Mapping[str, "TTOSettings | None"]
 
 
@@ -57,9 +61,25 @@ class Clip(NamedTuple):
     picture: str | None = None  # where its frames are kept
 
     def key(self, fingerprint: str) -> str:
-        """What decides the row, the model included; the base model's is the same beside every method."""
-        settings = self.settings.model_dump(mode="json") if self.settings else None
-        return digest([SCORING, fingerprint, self.spec, settings, self.seed, self.steps])
+        """What decides the row, the model, the plan and the code included.
+
+        The base model's is the same beside every method, and whatever becomes of the optimisation.
+        """
+        guided = None
+        if self.settings:
+            layout = _planned(self.spec["prompt"])
+            guided = [self.settings.model_dump(mode="json"), layout, _code(*OPTIMISING)]
+        return digest([_code(*SCORING), fingerprint, self.spec, guided, self.seed, self.steps])
+
+
+_code = cache(code_of)
+
+
+@cache
+def _planned(prompt: str) -> str:
+    from ..planner import plan
+
+    return plan(prompt).to_json()
 
 
 def make_clip(backbone: Backbone, clip: Clip) -> Row:

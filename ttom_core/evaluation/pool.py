@@ -6,6 +6,7 @@ JSON line under a key, so that whatever ends a run, a `kill -9` included, the sa
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import multiprocessing
@@ -48,6 +49,33 @@ def digest(facts: Any) -> str:
     """A key of 16 hex digits for everything that decides a result; `facts` is what JSON can hold."""
     text = json.dumps(facts, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def code_of(*modules: str) -> str:
+    """A key of what these modules of ttom_core do: their code without comments, descriptions and layout.
+
+    What stands in PRESETS is left out: a clip's key has its settings themselves.
+    """
+    folder = Path(__file__).parents[1]
+    trees = [ast.parse((folder / f"{name}.py").read_text(encoding="utf-8")) for name in modules]
+    return digest([ast.dump(_Meaning().visit(tree)) for tree in trees])
+
+
+class _Meaning(ast.NodeTransformer):
+    """Leaves of a module what can change a result."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        return None if isinstance(node.value, ast.Constant) else self.generic_visit(node)
+
+    def visit_keyword(self, node: ast.keyword) -> ast.AST | None:
+        return None if node.arg == "description" else self.generic_visit(node)
+
+    def _assigned(self, node: ast.Assign | ast.AnnAssign | ast.AugAssign) -> ast.AST | None:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        presets = any(isinstance(target, ast.Name) and target.id == "PRESETS" for target in targets)
+        return None if presets else self.generic_visit(node)
+
+    visit_Assign = visit_AnnAssign = visit_AugAssign = _assigned
 
 
 def in_workers(
