@@ -282,3 +282,57 @@ def test_too_little_memory_is_one_sentence_before_anything_is_computed(memory):
 
 def test_free_memory_is_some_of_this_machines():
     assert 0 < free_memory(torch.device("cpu")) < 2**50
+
+
+# ---- several devices -----------------------------------------------------------------------------
+
+ELSEWHERE = torch.device("meta")  # the one other device that every machine has
+HERE = torch.device("cpu")
+
+
+@pytest.fixture
+def apart():
+    """A model whose text encoder and VAE are elsewhere."""
+    backbone = FAMILIES["wan"]()
+    for part in ("text_encoder", "vae"):
+        setattr(backbone.pipeline, part, getattr(backbone.pipeline, part).to(ELSEWHERE))
+    return backbone
+
+
+def test_each_device_is_told_what_it_needs(apart, memory):
+    memory(2**40)
+    clip = CLIPS["wan"]
+    fit = fitted(apart, clip, SETTINGS)
+    whole = forecast(blueprint_of(apart), clip, SETTINGS, fit.plan)
+    assert set(fit.needed) == {HERE, ELSEWHERE}
+    here, there = fit.needed[HERE].phases, fit.needed[ELSEWHERE].phases
+    for phase, parts in whole.phases.items():
+        assert here.get(phase, {}) | there.get(phase, {}) == parts
+    assert set(there["decode"]) == {"VAE", "decoding", "text encoder"}
+    assert set(here["decode"]) == {"transformer"} and "activations" in here["optimise"]
+    assert {line.split(":")[0] for line in str(fit).splitlines()} == {"cpu", "meta"}
+
+
+@pytest.mark.parametrize("short", [HERE, ELSEWHERE])
+def test_the_device_that_has_too_little_is_named(apart, monkeypatch, short):
+    monkeypatch.setattr("ttom_core.forecast.free_memory", lambda device: 0 if device == short else 2**40)
+    with pytest.raises(NotEnoughMemory, match=f"of {short} .* can be had; make the clip shorter or smaller"):
+        fitted(apart, CLIPS["wan"], SETTINGS)
+
+
+def test_a_part_spread_over_devices_is_said_to_be_beyond_telling(apart):
+    apart.blocks[3].to(ELSEWHERE)
+    with pytest.warns(
+        UserWarning, match=r"^The transformer is spread over cpu and meta, so .* cannot be told"
+    ):
+        fit = fitted(apart, CLIPS["wan"], SETTINGS)
+    assert fit.settings == SETTINGS and str(fit) == "not foretold"
+
+
+def test_a_model_that_offloads_needs_one_device(memory):
+    memory(2**40)
+    backbone = FAMILIES["wan"]()
+    backbone.pipeline._all_hooks = ["stands for what enable_model_cpu_offload leaves"]
+    fit = fitted(backbone, CLIPS["wan"], SETTINGS)
+    assert set(fit.needed) == {HERE} and fit.plan.offload and "\n" not in str(fit)
+    assert "text encoder" not in fit.needed[HERE].phases["optimise"]

@@ -11,8 +11,9 @@ import dataclasses
 import functools
 import importlib
 import json
+import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 GIB = 2**30
 RESERVE = 0.05  # of the free memory, left to kernels' workspaces and the allocator's gaps
 PHRASES = 4  # whose maps are counted: hardly more than nothing each
+SMALLER = "make the clip shorter or smaller"
 ADAMW_STATES = 2  # moments, beside the parameter itself
 # Bytes a weight of the blocks' linear layers: nf4 has an fp32 scale for every 64.
 WEIGHT_BYTES: dict[Base, float] = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
@@ -256,10 +258,10 @@ def _on_meta(cls: Any, config: dict[str, Any], dtype: torch.dtype, base: Base = 
 
 
 def held(module: nn.Module, device: torch.device | None = None) -> int:
-    """The bytes of a module's weights, those on one kind of device if it is given."""
+    """The bytes of a module's weights, those on one device if it is given."""
     size = 0
     for tensor in (*module.parameters(), *module.buffers()):
-        if device is None or tensor.device.type == device.type:
+        if device is None or tensor.device == device:
             scales = getattr(getattr(tensor, "quant_state", None), "absmax", None)  # bitsandbytes'
             size += tensor.nbytes + (0 if scales is None else scales.nbytes)
     return size
@@ -484,45 +486,102 @@ def free_memory(device: torch.device) -> int:
 
 
 class Fit(NamedTuple):
-    """Settings that fit, what they need, and the bytes that can be had."""
+    """Settings that fit, what they need of each device, and the bytes that can be had of it.
+
+    Both are empty where that cannot be told.
+    """
 
     settings: TTOSettings | None
     plan: Plan
-    needed: Forecast
-    free: int
+    needed: dict[torch.device, Forecast]
+    free: dict[torch.device, int]
 
     def __str__(self) -> str:
-        """One line, with the parts of the phase that needs the most."""
-        phase = self.needed.fullest
-        parts = [f"{part} {gib(size)}" for part, size in self.needed.phases[phase].items() if size]
-        return f"{gib(self.needed.peak)} of {gib(self.free)} to {phase}, {self.plan}: {' + '.join(parts)}"
+        """One line a device, with the parts of the phase that needs the most."""
+        lines = []
+        for device, needed in self.needed.items():
+            phase = needed.fullest
+            parts = [f"{part} {gib(size)}" for part, size in needed.phases[phase].items() if size]
+            line = f"{gib(needed.peak)} of {gib(self.free[device])} to {phase}, {self.plan}: "
+            lines.append(f"{device}: " * (len(self.needed) > 1) + line + " + ".join(parts))
+        return "\n".join(lines) or "not foretold"
 
 
 def fitted(backbone: Any, clip: Clip, settings: TTOSettings | None) -> Fit:
     """The settings, with checkpointing and resident blocks only if without them the memory is too little.
 
-    `backbone` is a loaded `PipelineBackbone`. NotEnoughMemory, in one sentence with what would help, if it is
-    too little in any case. Nothing is loaded or computed for it.
+    `backbone` is a loaded `PipelineBackbone`, whose parts may be on several devices. NotEnoughMemory, in one
+    sentence with what would help, if one of them has too little in any case; a warning where a part is itself
+    spread over several, and nothing can be told. Nothing is loaded or computed for it.
     """
     if settings is not None:
         insist_on_layers(settings.layers, backbone)
-    pipeline, model = backbone.pipeline, blueprint_of(backbone)
-    device = torch.device(pipeline._execution_device)
-    loaded = sum(held(part, device) for part in pipeline.components.values() if isinstance(part, nn.Module))
-    free = int(agreed(backbone, loaded + int(free_memory(device) * (1 - RESERVE))))
+    pipeline = backbone.pipeline
     offload = bool(getattr(pipeline, "_all_hooks", None))
-    for plan in _within_reach(settings, offload, device):
-        needed = forecast(model, clip, settings, plan)
-        if needed.peak <= free:
+    own = torch.empty(0, device=pipeline._execution_device).device  # with its number
+    places = {name: [own] if offload else _places(part) for name, part in _parts(pipeline).items()}
+    for name, devices in places.items():
+        if len(devices) > 1:
+            warnings.warn(
+                f"The {name} is spread over {' and '.join(map(str, devices))}, so that what memory a clip "
+                "needs cannot be told beforehand; if it runs out, make the clip smaller.",
+                stacklevel=2,
+            )
+            return Fit(settings, Plan(), {}, {})
+    homes = {name: devices[0] for name, devices in places.items()}
+    model, own = blueprint_of(backbone), homes["transformer"]
+    free = {device: _available(backbone, device) for device in sorted(set(homes.values()), key=str)}
+    for plan in _within_reach(settings, offload, own):
+        needed = shares(forecast(model, clip, settings, plan), homes)
+        if all(needed[device].peak <= free[device] for device in needed):
             changes = {"checkpointing": plan.checkpointing, "resident_blocks": plan.resident_blocks}
             return Fit(settings and settings.model_copy(update=changes), plan, needed, free)
-    parts = needed.phases[needed.fullest]
-    largest = sorted(parts, key=lambda part: -parts[part])[:3]
+    device = next(device for device in needed if needed[device].peak > free[device])
+    short = needed[device]
+    sizes = short.phases[short.fullest]
+    largest = sorted(sizes, key=lambda part: -sizes[part])[:3]
+    advice = _advice(model, clip, settings, free[device], device) if device == own else SMALLER
     raise NotEnoughMemory(
-        f"A clip of {clip.num_frames} frames at {clip.width}×{clip.height} needs {gib(needed.peak)} to "
-        f"{needed.fullest} ({', '.join(f'{part} {gib(parts[part])}' for part in largest)}), and of {device} "
-        f"{gib(free)} can be had; {_advice(model, clip, settings, free, device)}."
+        f"A clip of {clip.num_frames} frames at {clip.width}×{clip.height} needs {gib(short.peak)} to "
+        f"{short.fullest} ({', '.join(f'{part} {gib(sizes[part])}' for part in largest)}), and of {device} "
+        f"{gib(free[device])} can be had; {advice}."
     )
+
+
+def shares(needed: Forecast, homes: Mapping[str, torch.device]) -> dict[torch.device, Forecast]:
+    """What each device needs where a model's parts have homes of their own, the transformer among them.
+
+    What is computed is where the part that computes it is: the VAE decodes, all else is the transformer's.
+    """
+    found: dict[torch.device, dict[str, dict[str, int]]] = {}
+    for phase, parts in needed.phases.items():
+        for part, size in parts.items():
+            home = homes.get("VAE" if part == "decoding" else part, homes["transformer"])
+            found.setdefault(home, {}).setdefault(phase, {})[part] = size
+    return {device: Forecast(phases) for device, phases in found.items()}
+
+
+def _parts(pipeline: Any) -> dict[str, nn.Module]:
+    """A pipeline's models by the names that forecasts have for them."""
+    names = {
+        "transformer": "transformer",
+        "VAE": "vae",
+        "text encoder": "text_encoder",
+        "other expert": "transformer_2",
+    }
+    found = {name: getattr(pipeline, attribute, None) for name, attribute in names.items()}
+    return {name: part for name, part in found.items() if part is not None}
+
+
+def _places(part: nn.Module) -> list[torch.device]:
+    """The devices that a model's weights are on."""
+    return sorted({tensor.device for tensor in part.parameters()}, key=str)
+
+
+def _available(backbone: Any, device: torch.device) -> int:
+    """The bytes of a device that a clip may take, the model's own there among them."""
+    loaded = sum(held(part, device) for part in _parts(backbone.pipeline).values())
+    return int(agreed(backbone, loaded + int(free_memory(device) * (1 - RESERVE))))
 
 
 def _within_reach(settings: TTOSettings | None, offload: bool, device: torch.device) -> Iterator[Plan]:
@@ -545,7 +604,7 @@ def _advice(
             if forecast(_in_base(model, plan.base), clip, settings, plan).peak <= free:
                 words = ["offload=True"] * plan.offload + [f'base="{plan.base}"'] * (plan.base != "full")
                 return f"load the model with {' and '.join(words)}"
-    return "make the clip shorter or smaller"
+    return SMALLER
 
 
 def _in_base(model: Blueprint, base: Base) -> Blueprint:
