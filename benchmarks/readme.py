@@ -102,6 +102,53 @@ def store_table(figures: Figures) -> str:
     return f"{plain_table(rest)}\n\n{grouped}"
 
 
+FULL_SIZE = re.compile(
+    r"(?P<model>[^_]+)_(?P<layers>deep|released|small)_(?P<scope>reachable|selected)"
+    r"_(?P<design>whole_forward|early_exit|prefix_cache)(?P<saving>(_checkpointing)?)"
+    r"_(?P<what>(overhead|memory)(_counted|_time|_forecast)?)"
+)
+
+
+def full_size_table(figures: Figures) -> str:
+    """Overhead by design, memory foretold and measured, the scaled-down models; and what had no GPU."""
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    for name, figure in figures.items():
+        if found := FULL_SIZE.fullmatch(name):
+            column = found["design"] + found["saving"] + "_" + found["what"]
+            row = cells.setdefault((found["model"], found["layers"], found["scope"]), {})
+            row[column] = f"{_number(figure['value'])} {figure['unit'].split()[0]}"
+    whole = {row: found for row, found in cells.items() if row[1] != "small"}
+    small = {row: found for row, found in cells.items() if row[1] == "small"}
+    designs = {design: design.replace("_", " ") for design in ("whole_forward", "early_exit", "prefix_cache")}
+    saving = {"prefix_cache": "memory", "prefix_cache_checkpointing": "memory with checkpointing"}
+    tables = [
+        (whole, {"overhead_counted": "{}, counted", "overhead": "{}, timed"}, designs),
+        (whole, {"memory_forecast": "{}, forecast", "memory": "{}, measured"}, saving),
+        (small, {"overhead_counted": "{}, counted", "overhead_time": "{}, timed on a CPU"}, designs),
+    ]
+    texts = []
+    for rows, kinds, ways in tables:
+        heads = {
+            f"{way}_{kind}": text.format(words) for way, words in ways.items() for kind, text in kinds.items()
+        }
+        shown = [column for column in heads if any(column in found for found in rows.values())]
+        if not shown:
+            continue
+        lines = ["| model | loss layers | scope | " + " | ".join(heads[column] for column in shown) + " |"]
+        lines.append("|---" * (len(shown) + 3) + "|")
+        for row, found in rows.items():
+            lines.append("| " + " | ".join([*row, *(found.get(column, "–") for column in shown)]) + " |")
+        texts.append("\n".join(lines))
+    timed = {model for (model, *_), found in whole.items() if any(c.endswith("_overhead") for c in found)}
+    if absent := sorted({model for model, *_ in whole} - timed):
+        texts.append(
+            "Absent, for they need a GPU and there was none: the overhead in time and the measured peak of "
+            f"memory of {', '.join(absent)}. Floating point operations, and bytes foretold, are counted "
+            "on the meta device; neither has been held against a card for them."
+        )
+    return "\n\n".join(texts)
+
+
 def presets_table() -> str:
     """One row a setting, one column a preset."""
     from ttom_core.optimize import PRESETS, LatentSettings, TTOSettings
@@ -142,6 +189,7 @@ def claims_table(results: Path) -> str:
 TABLES: dict[str, Callable[[Figures], str]] = {
     "evaluate": evaluation_table,
     "evidence": evidence_table,
+    "full_size": full_size_table,
     "memory": store_table,
     "planning": planning_table,
     "memory_quality": memory_table,

@@ -11,9 +11,11 @@ from ttom_core.backbones.wan import WanBackbone
 from ttom_core.forecast import Clip, blueprint_of
 from ttom_core.optimize import TTOSettings
 
-FULL_SIZE = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "full_size.py"))
+ROOT = Path(__file__).parent.parent
+FULL_SIZE = runpy.run_path(str(ROOT / "benchmarks" / "full_size.py"))
 DESIGNS, SCOPES, scaled = (FULL_SIZE[name] for name in ("DESIGNS", "SCOPES", "scaled"))
 cost_of_step, operations, overhead = (FULL_SIZE[name] for name in ("cost_of_step", "operations", "overhead"))
+full_size_table = runpy.run_path(str(ROOT / "benchmarks" / "readme.py"))["full_size_table"]
 CLIP = Clip(**SIZE)
 
 
@@ -58,3 +60,31 @@ def test_a_scaled_down_model_is_of_the_same_build():
     config = backbone.transformer.config
     assert (config.num_attention_heads, config.attention_head_dim, config.num_layers) == (3, 64, 15)
     assert isinstance(scaled("Wan2.1-T2V-1.3B", 0), WanBackbone)
+
+
+def test_the_table_says_which_figures_had_no_gpu():
+    def figures(*names, unit):
+        return {
+            f"{model}_{name}": {"value": 12.3456, "unit": unit} for model in ("A-1", "B-2") for name in names
+        }
+
+    case = "deep_selected_prefix_cache"
+    counted = figures(f"{case}_overhead_counted", unit="% of 50 steps")
+    counted |= figures(f"{case}_memory_forecast", f"{case}_checkpointing_memory_forecast", unit="GiB")
+    text = full_size_table(counted)
+    assert (
+        "| B-2 | deep | selected | 12.3 % |" in text
+        and "| A-1 | deep | selected | 12.3 GiB | 12.3 GiB |" in text
+    )
+    assert "timed" not in text and "measured |" not in text
+    assert "need a GPU and there was none" in text and "of A-1, B-2." in text
+    one = {f"A-1_{case}_overhead": {"value": 11, "unit": "% of 50 steps"}}
+    one |= {f"A-1_{case}_memory": {"value": 12, "unit": "GiB"}}
+    text = full_size_table(counted | one)
+    assert (
+        "| A-1 | deep | selected | 12.3 % | 11 % |" in text
+        and "| B-2 | deep | selected | 12.3 % | – |" in text
+    )
+    assert "| A-1 | deep | selected | 12.3 GiB | 12 GiB | 12.3 GiB |" in text and "memory of B-2." in text
+    both = {name.replace("A-1", "B-2"): figure for name, figure in one.items()}
+    assert "GPU" not in full_size_table(counted | one | both)
