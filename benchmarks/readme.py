@@ -113,9 +113,9 @@ def full_size_table(figures: Figures) -> str:
     """Overhead by design, memory foretold and measured, the scaled-down models; and what had no GPU."""
     cells: dict[tuple[str, str, str], dict[str, str]] = {}
     for name, figure in figures.items():
-        if found := FULL_SIZE.fullmatch(name):
-            column = found["design"] + found["saving"] + "_" + found["what"]
-            row = cells.setdefault((found["model"], found["layers"], found["scope"]), {})
+        if parts := FULL_SIZE.fullmatch(name):
+            column = parts["design"] + parts["saving"] + "_" + parts["what"]
+            row = cells.setdefault((parts["model"], parts["layers"], parts["scope"]), {})
             row[column] = f"{_number(figure['value'])} {figure['unit'].split()[0]}"
     whole = {row: found for row, found in cells.items() if row[1] != "small"}
     small = {row: found for row, found in cells.items() if row[1] == "small"}
