@@ -52,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "demo" / "model"))
     parser.add_argument("--limit", type=int, default=210, help="held-out prompts (default 210: all)")
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
     parser.add_argument("--workers", type=int, help="processes of one thread each (default: the cores)")
     parser.add_argument("--out", type=Path, default=Path("outputs/evidence"), help="of rows and frames")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
@@ -66,7 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
                 prompts,
                 options.out / "rows.jsonl",
                 options.results,
-                command=f"python benchmarks/evidence.py --limit {options.limit}",
+                command=f"python benchmarks/evidence.py --limit {options.limit} --steps {options.steps}",
+                steps=options.steps,
                 workers=options.workers,
                 pictures=options.out / "strips",
                 on_row=on_row,

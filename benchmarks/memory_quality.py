@@ -16,6 +16,7 @@ import argparse
 import os
 import random
 import re
+import sys
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 
 from demo.memories import fill
 from ttom_core.adapter import Adapter
+from ttom_core.errors import TTOMError
 from ttom_core.evaluation.evaluate import OPTIMISING, SCORING, estimate, load_prompts, quartiles
 from ttom_core.evaluation.pool import backbone_of, code_of, digest, progress, rows_of
 from ttom_core.evaluation.results import write_result
@@ -35,7 +37,6 @@ from ttom_core.optimize import PRESETS
 from ttom_core.planner import plan
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "memory_quality.json"
 PROMPTS = ROOT / "demo" / "prompts"
 SIZES = (50, 100, 150, 200)
 MIRROR = {"left": "right", "right": "left", "up": "down", "down": "up", "above": "below", "below": "above"}
@@ -195,15 +196,7 @@ def figures(rows: list[dict[str, Any]], names: list[str]) -> dict[str, dict[str,
     return table
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", default=str(ROOT / "demo" / "model"))
-    parser.add_argument("--out", type=Path, default=Path("outputs/memory_quality"))
-    parser.add_argument("--limit", type=int, default=105, help="held-out prompts")
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
-    options = parser.parse_args()
-
+def run(options: argparse.Namespace) -> None:
     fingerprint = backbone_of(options.model).fingerprint
     settings = PRESETS["demo"].model_dump(mode="json")
     # What decides the memories: with other code, settings or another model they are built anew.
@@ -222,8 +215,29 @@ def main() -> None:
     table = figures(list(rows.values()), options.only)
     for name, value in table.items():
         print(f"{name:45} {value['value']:8.3f}  ({value['low']:.3f} to {value['high']:.3f}, n {value['n']})")
-    write_result(RESULT, f"python benchmarks/memory_quality.py --limit {options.limit}", 0, table)
+    command = f"python benchmarks/memory_quality.py --limit {options.limit}"
+    told = {"prompts": "held_out", "model": fingerprint}
+    write_result(options.results / "memory_quality.json", command, 0, table, told)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default=str(ROOT / "demo" / "model"))
+    parser.add_argument("--out", type=Path, default=Path("outputs/memory_quality"))
+    parser.add_argument("--limit", type=int, default=105, help="held-out prompts")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    try:
+        run(parser.parse_args(arguments))
+    except TTOMError as error:
+        print(f"memory_quality: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("memory_quality: interrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -142,7 +142,7 @@ def run(options: argparse.Namespace) -> None:
     parts = [Relevance.model_validate(row["relevance"]) for row in probed.values()]
     found = Relevance.pooled(parts)
     layers = range(len(found.layers))
-    recommended = recommend(found)
+    recommended = recommend(found) if found.n else ()  # a model that draws nothing still has its gains
 
     methods = methods_of(len(layers))
     with progress("optimise") as on_row:
@@ -157,22 +157,28 @@ def run(options: argparse.Namespace) -> None:
         )
     pairs = [(name, "base") for name in methods if name != "base"]
     table = figures(rows, pairs, by_category=False)
-    for i in layers:
-        seen = [part.layers[i] for part in parts if part.n]
-        table[f"relevance_{i}"] = estimate(seen, "soft IoU, mean over prompts with an object found")
     table["objects_found"] = estimate([part.n for part in parts], "objects a clip")
-    table |= correlations(parts, rows)
+    if found.n:
+        for i in layers:
+            seen = [part.layers[i] for part in parts if part.n]
+            table[f"relevance_{i}"] = estimate(seen, "soft IoU, mean over prompts with an object found")
+        table |= correlations(parts, rows)
 
     command = f"python benchmarks/probe.py --limit {options.limit}"
-    facts = {"prompts": "tuning", "probe": PROBE.model_dump(mode="json"), "recommended": list(recommended)}
+    facts = {
+        "prompts": "tuning",
+        "model": backbone.video_fingerprint,
+        "probe": PROBE.model_dump(mode="json"),
+        "recommended": list(recommended),
+    }
     write_result(options.results / "probe.json", command, 0, table, facts)
 
     def panel(name: str) -> dict[str, tuple[float, float, float]]:
         chosen = {f"layer {i}": table[name.format(i)] for i in layers}
         return {label: (f["value"], f["low"], f["high"]) for label, f in chosen.items()}
 
-    panels = {
-        "soft IoU": panel("relevance_{}"),
+    panels = {"soft IoU": panel("relevance_{}")} if found.n else {}
+    panels |= {
         "gain, all it reaches": panel("composition_of_layer_{}_over_base"),
         "gain, itself alone": panel("composition_of_lone_layer_{}_over_base"),
     }

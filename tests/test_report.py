@@ -120,7 +120,13 @@ def test_bad_result_files_get_one_sentence(tmp_path, capsys):
     assert "no folder of results" in capsys.readouterr().err
     good = result({"a": figure(0.5, 0.4, 0.6)}, methods={}, pairs=[])
     bad_figures = ({"a": figure(0.9, 0.4, 0.6)}, {"a": {"value": 1}}, {"a": figure("<b>", 0, 1)}, [])
-    for text in ("{", "[]", "{}", *(json.dumps(good | {"figures": f}) for f in bad_figures)):
+    for text in (
+        "{",
+        "[]",
+        "{}",
+        json.dumps(good | {"settings": [1]}),
+        *(json.dumps(good | {"figures": f}) for f in bad_figures),
+    ):
         (tmp_path / "evidence.json").write_text(text)
         assert main(["--results", str(tmp_path), "--out", str(tmp_path / "index.html")]) == 2
         message = capsys.readouterr().err
@@ -165,6 +171,23 @@ def test_whatever_was_measured_makes_a_page(tmp_path, names):
     assert ("One setting at a time" in seen.text) == any(name.startswith("ablation") for name in names)
     assert ("Memory" in seen.text) == ("memory_quality" in names)
     assert len(seen.links) == ("probe" in names)
+
+
+def test_results_of_different_models_are_told_apart(tmp_path):
+    out = tmp_path / "index.html"
+    for name, model in (("evidence", "old"), ("ablation_losses", "old"), ("probe", None)):
+        made = json.loads(json.dumps(PARTS[name]))
+        (tmp_path / f"{name}.json").write_text(
+            json.dumps(made | {"settings": made["settings"] | {"model": model}})
+        )
+    assert REPORT["main"](["--results", str(tmp_path), "--out", str(out)]) == 0
+    assert "different models" not in out.read_text()
+    new = PARTS["evidence"] | {"settings": PARTS["evidence"]["settings"] | {"model": EVIL}}
+    (tmp_path / "evidence.json").write_text(json.dumps(new))
+    assert REPORT["main"](["--results", str(tmp_path), "--out", str(out)]) == 0
+    seen = Seen()
+    seen.feed(out.read_text())
+    assert "different models" in seen.text and EVIL in seen.text and "<script" not in out.read_text()
 
 
 def test_the_committed_results_can_be_shown(tmp_path):

@@ -77,6 +77,7 @@ def compare(
     settings: dict[str, Any] = {
         "question": comparison.question,
         "prompts": comparison.split,
+        "model": backbone_of(model).video_fingerprint,
         "steps": steps,
         "methods": {
             method: chosen.model_dump(mode="json") if chosen else None
