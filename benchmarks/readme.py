@@ -136,8 +136,8 @@ def full_size_table(figures: Figures) -> str:
             continue
         lines = ["| model | loss layers | scope | " + " | ".join(heads[column] for column in shown) + " |"]
         lines.append("|---" * (len(shown) + 3) + "|")
-        for row, found in rows.items():
-            lines.append("| " + " | ".join([*row, *(found.get(column, "–") for column in shown)]) + " |")
+        for case, found in rows.items():
+            lines.append("| " + " | ".join([*case, *(found.get(column, "–") for column in shown)]) + " |")
         texts.append("\n".join(lines))
     timed = {model for (model, *_), found in whole.items() if any(c.endswith("_overhead") for c in found)}
     if absent := sorted({model for model, *_ in whole} - timed):
