@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ from ttom_core.evaluation import evaluate as evaluation
 from ttom_core.evaluation.comparison import Comparison, compare
 from ttom_core.evaluation.evaluate import OPTIMISING, SCORING, Clip, evaluate, load_prompts
 from ttom_core.optimize import PRESETS, TTOSettings, sigma_of_step
+from ttom_core.probe import ProbeSettings, Relevance
 
 ROOT = Path(__file__).resolve().parent.parent
 ABLATIONS = runpy.run_path(str(ROOT / "benchmarks" / "ablations.py"))
@@ -30,7 +32,7 @@ def prompts(split):
 
 
 def test_settings_are_chosen_on_prompts_that_no_figure_is_quoted_on():
-    assert not set(prompts("tuning")) & set(prompts("held_out"))
+    assert not set(prompts("held_out")) & {*prompts("tuning"), *prompts("memory")}
     assert {table.split for table in TABLES.values()} == {"tuning", "held_out"}
     papers = {name for name, table in TABLES.items() if table.question.startswith("Table")}
     assert papers == {name for name, table in TABLES.items() if table.split == "held_out"}
@@ -91,6 +93,25 @@ def test_a_plan_is_part_of_a_clip(monkeypatch):
     before = clip.key("model")
     monkeypatch.setattr(evaluation, "_planned", lambda prompt: "{}")
     assert clip.key("model") != before and clip._replace(settings=None).key("model") != before
+
+
+def test_a_probe_that_finds_no_object_still_tells_the_gains(tmp_path, monkeypatch, capsys):
+    """A model that draws nothing yet must not end `make evidence` halfway."""
+    probe = runpy.run_path(str(ROOT / "benchmarks" / "probe.py"))
+    none = {"fingerprint": "toy", "layers": (0.0, 0.0), "heads": ((0.0,), (0.0,)), "n": 0}
+    relevance = Relevance(**none, grounding="blobs", settings=ProbeSettings())
+    toy = SimpleNamespace(fingerprint="toy", video_fingerprint="toy")
+    row = {"composition": 0.5, "presence": 0.5, "distortion": 0.1, "seconds": 1.0, "category": "motion"}
+    inside = probe["main"].__globals__
+    monkeypatch.setitem(inside, "backbone_of", lambda model: toy)
+    monkeypatch.setitem(inside, "rows_of", lambda *_, **__: {"a": {"relevance": relevance.model_dump()}})
+    monkeypatch.setitem(inside, "evaluate", lambda *of, **_: {method: [row] for method in of[2]})
+    assert probe["main"](["--limit", "1", "--out", str(tmp_path), "--results", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "probe.json").read_text())
+    assert result["figures"]["objects_found"]["value"] == 0
+    assert "composition_of_layer_1_over_base" in result["figures"]
+    assert not [name for name in result["figures"] if "relevan" in name]
+    assert (result["settings"]["recommended"], result["settings"]["model"]) == ([], "toy")
 
 
 def test_goals_are_means_above_zero():

@@ -123,6 +123,7 @@ def evaluate(
     """
     if not methods:
         raise TTOMError("There is no method to evaluate; name at least one.")
+    _code.cache_clear()  # the workers are new processes, with the code as it is now
     fingerprint = backbone_of(model).video_fingerprint
     wanted: dict[str, list[str]] = {name: [] for name in methods}
     jobs: dict[str, Clip] = {}
