@@ -17,7 +17,14 @@ from demo.scenes import FPS
 from ttom_core.cli import main
 from ttom_core.errors import TTOMError
 from ttom_core.evaluation import compbench, export_scores
-from ttom_core.evaluation.detectors import DepthAnything, Detection, Vision, rendered_vision, track_blobs
+from ttom_core.evaluation.detectors import (
+    DepthAnything,
+    Detection,
+    GroundingDino,
+    Vision,
+    rendered_vision,
+    track_blobs,
+)
 from ttom_core.evaluation.export_scores import ExportFolder, answerable, answers, vision_of
 from ttom_core.evaluation.exports import COMPBENCH, compbench_suite, export, vbench_suite
 
@@ -87,14 +94,13 @@ def seen(frame, query, box_threshold, text_threshold):
     return [Detection(query, 0.5, (0.4 if "blue" in query else 0.0, 0.0, 0.6, 1.0))]
 
 
+def everywhere(frame, boxes):
+    """A mask of the whole frame for each box."""
+    return np.ones((len(boxes), *frame.shape[:2]), bool)
+
+
 def test_the_two_halves_of_a_category_are_told_together(folder):
-    vision = Vision(
-        "made up",
-        seen,
-        lambda frame, boxes: np.ones((len(boxes), *frame.shape[:2]), bool),
-        track_blobs,
-        lambda frame: np.zeros(frame.shape[:2]),
-    )
+    vision = Vision("made up", seen, everywhere, track_blobs, lambda frame: np.zeros(frame.shape[:2]))
     opened = ExportFolder.open(folder)
     questions, left_out, missing = answerable(opened, vision)
     questions = [q for q in questions if q.dimension in compbench.SPATIAL]
@@ -217,8 +223,15 @@ def test_depth_anything_fills_the_grey_scale(depth):
     assert found.shape == (48, 64) and found.min() == 0 and found.max() == pytest.approx(255)
 
 
-def test_real_models_score_what_they_have_the_parts_for(folder, dino, sam, depth):  # noqa: F811
+def test_the_named_models_are_tried_before_the_first_video(dino, sam, depth):  # noqa: F811
     vision = vision_of("detector", dino, sam, depth)
+    assert vision.lacking(["segment", "depth", "track"]) == ["track"]
+    assert vision.name == " + ".join(path.rstrip("/").split("/")[-1] for path in (dino, sam, depth))
+
+
+@pytest.mark.slow
+def test_real_models_score_what_they_have_the_parts_for(folder, dino, depth):  # noqa: F811
+    vision = Vision("toys", GroundingDino(dino, "cpu"), everywhere, depth=DepthAnything(depth, "cpu"))
     opened = ExportFolder.open(folder)
     questions, left_out, _ = answerable(opened, vision)
     assert left_out == {"motion_binding": "needs a tracker"}
