@@ -130,6 +130,33 @@ def test_weights_stored_in_eight_bits_are_no_trap(family):
     assert tto.trace.last_loss < tto.trace.first_loss
 
 
+def test_a_model_compiled_as_a_whole_is_refused(wan):
+    wan.transformer.compile(backend="eager")
+    wan.refused(r"compiled as a whole.* compile its blocks instead")
+    wrapped = build_tiny()
+    wrapped.transformer = torch.compile(wrapped.transformer, backend="eager")
+    with pytest.raises(TTOMError, match="compiled as a whole"):
+        WanBackbone(wrapped)
+
+
+@pytest.mark.slow
+def test_blocks_compiled_and_used_before_leave_no_adapter_out(family):
+    """A compiled block does not see hooks that come later: the video would be the plain one, silently."""
+
+    def made():
+        with family.tto() as tto:
+            frames = family.sample()
+        return frames, [row.loss for row in tto.trace.rows]
+
+    plain, (guided, losses) = family.sample(), made()
+    for block in family.backbone.blocks:
+        block.compile(backend="eager")
+    assert abs(family.sample().astype(int) - plain).max() <= 1
+    again, same = made()
+    assert same == pytest.approx(losses, rel=1e-4) and abs(again.astype(int) - guided).max() <= 1
+    assert (guided != plain).any() and abs(family.sample().astype(int) - plain).max() <= 1
+
+
 # ---- attention without a backward pass -----------------------------------------------------------
 
 

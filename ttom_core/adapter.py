@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -165,6 +165,17 @@ class AttachedAdapter:
         return add
 
 
+def uncompiled(modules: Iterable[Any]) -> AbstractContextManager[None]:
+    """Let modules that torch.compile is at work on run as they are written, for the length of a `with` block.
+
+    What was compiled before does not see hooks that come later, and would leave an adapter out in silence.
+    """
+    if all(getattr(module, "_compiled_call_impl", None) is None for module in modules):
+        return nullcontext()
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
 @contextmanager
 def attach(transformer: NamesModules, adapter: Adapter) -> Iterator[AttachedAdapter]:
     """Let an adapter act on a transformer for the length of a `with` block.
@@ -194,7 +205,8 @@ def attach(transformer: NamesModules, adapter: Adapter) -> Iterator[AttachedAdap
     try:
         for name in adapter.weights:
             handles.append(modules[name].register_forward_hook(attached._hook(name)))
-        yield attached
+        with uncompiled(modules.values()):
+            yield attached
     finally:
         for handle in handles:
             handle.remove()

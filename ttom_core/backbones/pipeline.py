@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..adapter import adapter_places
+from ..adapter import adapter_places, uncompiled
 from ..attention import (
     EarlyExit,
     JointMap,
@@ -287,7 +287,8 @@ class PipelineBackbone(ABC):
             devices.insist_on_same("latents", latents)
             devices.insist_on_same("prompts", call["encoder_hidden_states"][chosen])
             gradients = torch.is_grad_enabled() and latents.requires_grad
-            with torch.set_grad_enabled(gradients), captured(start, blocks[first], constant):
+            eager = uncompiled(blocks.modules())
+            with eager, torch.set_grad_enabled(gradients), captured(start, blocks[first], constant):
                 # The host's attention_kwargs stay out: a LoRA scale in them would be gone in backward.
                 self.transformer.forward(
                     hidden_states=latents,
@@ -306,7 +307,7 @@ class PipelineBackbone(ABC):
             if index == first and start.self_attention is not None:
                 recall = recalled(constant, start.self_attention)
             unpacked = differentiable(blocks[index], unpacked_weight) if packed else nullcontext()
-            with tapped(probe, mine), recall, unpacked:
+            with uncompiled(blocks[index].modules()), tapped(probe, mine), recall, unpacked:
                 output = blocks[index](*state)
             return output if isinstance(output, tuple) else (output,)
 

@@ -35,6 +35,11 @@ def refuse_untrainable(transformer: nn.Module, attentions: Iterable[Any], device
                 f"A cache ({technique}) reuses what the model gave at one denoising step in the next, and an "
                 "optimisation changes just that; call transformer.disable_cache() first."
             )
+    if transformer._compiled_call_impl is not None or hasattr(transformer, "_orig_mod"):
+        raise TTOMError(
+            "The transformer is compiled as a whole, so that nothing can be done between its steps; load it "
+            "anew and compile its blocks instead, each with block.compile()."
+        )
     if any(_is_fused(attention) for attention in attentions):
         raise TTOMError(
             "The model's attention projections are fused, so an adapter on k and v would do nothing; call "
