@@ -196,7 +196,7 @@ class TTOSampler(io.ComfyNode):
         for note in made.trace.notes if made.trace else ():
             host.text_on(cls.hidden.unique_id)(note)
         lora = host.lora_model(made.adapter) if made.adapter else host.nothing()
-        rows = (made.trace.rows or made.trace.latent_rows) if made.trace else []
+        rows = made.trace.curve if made.trace else []
         solved = host.nothing()
         if masks is not None and settings is not None and made.adapter and made.trace:
             solved = Solved(prompt, masks.layout, made.adapter, made.trace, settings)
