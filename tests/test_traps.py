@@ -3,6 +3,7 @@
 import functools
 import sys
 import types
+from pathlib import Path
 
 import accelerate
 import pytest
@@ -16,6 +17,7 @@ from diffusers import (
     TaylorSeerCacheConfig,
     WanPipeline,
     WanTransformer3DModel,
+    hooks,
 )
 from diffusers.hooks import apply_first_block_cache, apply_group_offloading
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
@@ -110,6 +112,15 @@ def test_caches_over_denoising_steps_are_refused_until_they_are_off(family, name
 def test_a_cache_applied_without_the_model_knowing_is_found_too(family):
     apply_first_block_cache(family.transformer, FirstBlockCacheConfig(threshold=0.2))
     family.refused(r"A cache \(first_block_cache")
+
+
+@pytest.mark.parametrize("technique", sorted(p.stem for p in Path(hooks.__file__).parent.glob("*_cache.py")))
+def test_every_cache_that_diffusers_has_is_known(wan, technique):
+    """By where its hooks come from: those of later releases too."""
+    hook = type("Hook", (hooks.ModelHook,), {"__module__": f"diffusers.hooks.{technique}"})()
+    registry = hooks.HookRegistry.check_if_exists_or_initialize(wan.transformer.blocks[0])
+    registry.register_hook(hook, "cache")
+    wan.refused(rf"A cache \({technique}\)")
 
 
 def test_sequential_offloading_is_refused(family):
