@@ -40,10 +40,9 @@ from .scenes import FPS, FRAMES, SIZE, Scene, SceneSampler
 from .widen import head_start, match_rotary, widen_text, widen_transformer
 
 TEXT_LENGTH, TEXT_WIDTH = 64, 128
-SHIFT = 3.0
-# Where the layout is decided is trained on most: latents of flat shapes are strong enough a signal that
-# everything below σ = 0.8 is a local matter, learnt early.
-TRAINING_SHIFT = 6.0
+# Of the noise levels, in training and in sampling: latents of flat shapes are strong enough a signal that
+# everything below σ = 0.8 is a local matter, learnt early and drawn in a few steps.
+SHIFT = 6.0
 LEARNING_RATE = 6e-3
 LATENT_NOISE = 0.2
 IMAGE_BATCH, CLIP_BATCH = 32, 8
@@ -407,7 +406,7 @@ def train_denoiser(
         captions = [scenes["captions"][p] if k else "" for p, k in zip(picks, kept, strict=True)]
         # Stratified noise levels: lower variance of the loss than independent draws.
         u = (torch.randperm(size, generator=rng) + torch.rand(size, generator=rng)) / size
-        sigma = TRAINING_SHIFT * u / (1 + (TRAINING_SHIFT - 1) * u)
+        sigma = SHIFT * u / (1 + (SHIFT - 1) * u)
         noise = torch.randn(latents.shape, generator=rng)
         loss, vector = slope(Batch(latents, noise, sigma, captions))
         parts = (vector / latents.numel()).split([w.numel() for w in weights.values()])

@@ -111,6 +111,8 @@ WAYS = {
     "prefix cache, checkpointing": {"cached": 0, "checkpointing": True},
     "selected layers": {"scope": "selected"},
     "selected layers, prefix cache": {"scope": "selected", "cached": 1},
+    "queries and keys": {"scope": "maps"},
+    "queries and keys, prefix cache": {"scope": "maps", "cached": 1},
 }
 
 
@@ -128,7 +130,7 @@ def test_every_way_gives_the_naive_loss_and_gradients(backbone, backbone64, mask
         torch.testing.assert_close(our_gradients[name], expected, rtol=TOLERANCE[dtype], atol=smallest)
 
 
-@pytest.mark.parametrize("scope", ["reachable", "selected"])
+@pytest.mark.parametrize("scope", ["reachable", "selected", "maps"])
 def test_every_adapter_parameter_is_reached(backbone, masks, scope):
     _, gradients = loss_and_gradients(backbone, masks, torch.float32, scope=scope)
     assert all(g is not None and g.abs().sum() > 0 for g in gradients.values())

@@ -48,6 +48,7 @@ WAYS = {
     "default": {},
     "whole forward": {"early_exit": False, "prefix_cache": False},
     "selected": {"scope": "selected"},
+    "queries and keys": {"scope": "maps"},
     "no prefix cache": {"prefix_cache": False},
     "checkpointing": {"checkpointing": True},
     "selected, checkpointing": {"scope": "selected", "checkpointing": True},

@@ -93,8 +93,11 @@ class Adapter:
 def adapter_places(layers: Sequence[int], scope: str) -> list[tuple[int, str]]:
     """The (layer, linear) pairs that an adapter sits on when the loss is taken at these layers.
 
-    `reachable`: all that the loss depends on; `selected`: those of them in these layers alone.
+    `reachable`: all that the loss depends on; `selected`: those of them in these layers alone; `maps`: these
+    layers' queries and keys, which say where an object is and leave what it looks like to the values.
     """
+    if scope == "maps":
+        return [(layer, name) for layer in sorted(layers) for name in ("to_q", "to_k")]
     last = max(layers)
     chosen = range(last + 1) if scope == "reachable" else sorted(layers)
     # The deepest map depends on its layer's q and k only: v and o would get no gradient.

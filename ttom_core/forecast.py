@@ -352,7 +352,7 @@ def iterations(
     }
     masks = torch.ones(PHRASES, *backbone.token_grid(*clip), device=device)
     tokens = [(index + 1,) for index in range(PHRASES)]
-    first = min(settings.layers) if settings.scope == "selected" else 0
+    first = min(settings.layers) if settings.scope != "reachable" else 0
 
     def loss(prefix: PrefixCache | None) -> Tensor:
         maps = backbone.maps(

@@ -74,7 +74,10 @@ class TTOSettings(BaseModel):
     normalize_over: Literal["frame", "volume"] = "frame"
     mask_kind: Literal["gaussian", "blurred_box", "hard_box"] = "gaussian"
     softness: float = Field(0.25, gt=0, description="Gaussian σ as a share of the box side")
-    scope: Literal["reachable", "selected"] = "reachable"
+    scope: Literal["reachable", "selected", "maps"] = Field(
+        "reachable",
+        description="adapt what the loss depends on, that in the loss layers, or their queries and keys",
+    )
     joint_map: JointMap = Field(
         "video_to_text", description="CogVideoX: what a map is; or text_to_video, or renormalized over text"
     )
@@ -120,14 +123,15 @@ PRESETS: dict[str, TTOSettings] = {
         stop_loss=0.03,
     ),
     "demo": TTOSettings(
-        layers=(0, 1, 2, 3),
+        layers=(0, 1, 2, 3, 4, 5),
         rank=8,
         alpha=8.0,
-        learning_rate=2e-3,
-        sigma_end=0.79,
-        adapter_until_sigma=0.79,
+        learning_rate=1e-2,
+        sigma_end=0.9,
+        adapter_until_sigma=0.9,
         stop_loss=0.03,
         normalize_over="volume",
+        scope="maps",  # with the values adapted too, the objects lose their colours and shapes
     ),
 }
 # The rivals that move latents, with the demo preset's layers and loss, so that the method alone differs.
@@ -146,7 +150,7 @@ PRESETS |= {
                 stop_loss=0.75,
             ),
         },
-        "latent": {"iterations": 0, "latents": LatentSettings(step_size=0.007, sigma_end=0.91)},
+        "latent": {"iterations": 0, "latents": LatentSettings(step_size=0.012, sigma_end=0.91)},
         "noise": {
             "iterations": 0,
             "latents": LatentSettings(
@@ -154,8 +158,9 @@ PRESETS |= {
             ),
         },
         "best": {
-            "iterations": 4,
-            "latents": LatentSettings(step_size=0.007, sigma_end=0.91, max_change=0.05),
+            "iterations": 3,
+            "stop_loss": 0.15,
+            "latents": LatentSettings(step_size=0.012, sigma_end=0.91, max_change=0.1),
         },
     }.items()
 }
