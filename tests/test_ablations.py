@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from demo.train import SHIFT
 from ttom_core.evaluation import evaluate as evaluation
 from ttom_core.evaluation.comparison import Comparison, compare
 from ttom_core.evaluation.evaluate import OPTIMISING, SCORING, Clip, evaluate, load_prompts
@@ -22,8 +23,9 @@ from ttom_core.probe import ProbeSettings, Relevance
 ROOT = Path(__file__).resolve().parent.parent
 ABLATIONS = runpy.run_path(str(ROOT / "benchmarks" / "ablations.py"))
 EVIDENCE = runpy.run_path(str(ROOT / "benchmarks" / "evidence.py"))
-SIGMAS = [sigma_of_step(step, 20, 3.0) for step in range(20)]
-TABLES = ABLATIONS["tables"](4, SIGMAS)
+SIGMAS = [sigma_of_step(step, 20, SHIFT) for step in range(20)]
+LAYERS = json.loads((ROOT / "demo" / "model" / "transformer" / "config.json").read_text())["num_layers"]
+TABLES = ABLATIONS["tables"](LAYERS, SIGMAS)
 SPEC = {"category": "motion", "prompt": "a red circle moves up", "nouns": [], "expect": {}}
 
 
@@ -48,7 +50,7 @@ def test_every_variant_is_a_change_of_the_preset_beside_its_reference(name):
     assert {first for first, _ in table.pairs} >= set(table.methods) - {table.reference}
     for settings in table.methods.values():
         assert TTOSettings.model_validate(settings.model_dump()) == settings
-        assert max(settings.layers) < 4
+        assert max(settings.layers) < LAYERS
     if name != "losses":  # which has no early stop in any of them
         assert table.methods[table.reference] == PRESETS["demo"]
 

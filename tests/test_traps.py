@@ -290,7 +290,7 @@ def test_noise_levels_of_the_other_expert_are_refused(wan):
         TTOMError, match=r"at noise level 0\.8\d+ .* below 0\.875 .* sigma_end to at least 0\.875"
     ):
         wan.tto()
-    narrow = SETTINGS.model_copy(update={"sigma_end": 0.875})
+    narrow = SETTINGS.model_copy(update={"sigma_end": 0.95})
     with pytest.warns(UserWarning, match="denoising steps lie in"):
         wan.tto(narrow)
 

@@ -154,7 +154,7 @@ PRESETS |= {
         "noise": {
             "iterations": 0,
             "latents": LatentSettings(
-                step_size=0.007, iterations=25, sigma_end=0.995, keep_on_shell="channels"
+                step_size=0.007, iterations=25, sigma_end=0.998, keep_on_shell="channels"
             ),
         },
         "best": {
