@@ -318,7 +318,7 @@ class SceneSampler:
         low, high = size / 2 + 1, SIZE - size / 2 - 1
         if action == "bounces":
             x, floor = self.rng.uniform(low, high), self.rng.uniform(high - 8, high)
-            height = self.rng.uniform(16, 26)
+            height = self.rng.uniform(14, 20)
             centres = np.stack([np.full(FRAMES, x), floor - height * abs(np.sin(2 * np.pi * TIME))], 1)
         elif action == "circles":
             radius = self.rng.uniform(11, 16)

@@ -3,8 +3,9 @@
     python -m demo.train                 # everything, resumable; writes demo/model
     python -m demo.train --untrained     # the same folder with random weights
 
-Stages: (1) the VAE on short clips; (2) encode scenes once; (3) the denoiser, first on single frames
-(a sixth of a clip's tokens: words, colours, shapes, places and counts), then on whole clips (motion).
+Stages: (1) the VAE, taught a latent space that is given; (2) encode scenes once; (3) the denoiser, first
+on single frames (a sixth of a clip's tokens: words, colours, shapes, places and counts), then on whole
+clips (motion).
 Checkpoints and curves go to --work; an interrupted run continues where it stopped.
 """
 
@@ -35,6 +36,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from .card import write_card
+from .latents import Basis, principal_components, project
 from .muon import Muon
 from .scenes import FPS, FRAMES, SIZE, Scene, SceneSampler
 from .widen import head_start, match_rotary, widen_text, widen_transformer
@@ -42,9 +44,9 @@ from .widen import head_start, match_rotary, widen_text, widen_transformer
 TEXT_LENGTH, TEXT_WIDTH = 64, 128
 # Of the noise levels, in training and in sampling: latents of flat shapes are strong enough a signal that
 # everything below σ = 0.8 is a local matter, learnt early and drawn in a few steps.
-SHIFT = 6.0
+SHIFT = 4.0
 LEARNING_RATE = 6e-3
-LATENT_NOISE = 0.2
+LATENT_NOISE = 0.1
 IMAGE_BATCH, CLIP_BATCH = 32, 8
 WORDS = """a an the and , . of on in to while beside each other stays still moves move right left up
 down from above below two three four circle circles square squares triangle triangles red green blue
@@ -203,14 +205,28 @@ def crops(sampler: SceneSampler, batch: int, frames: int, size: int) -> torch.Te
     return torch.cat(cut)
 
 
-def train_vae(
-    vae: AutoencoderKLWan, work: Path, stages: list[tuple[int, int, int, float, int]], device: str, seed: int
-) -> None:
-    """Reconstruction in (frames, size, batch, lr, iterations) stages, from small still crops to whole clips.
+def scene_basis(work: Path, seed: int) -> Basis:
+    """The latent space of the generated scenes, made once."""
+    path = work / "basis.pt"
+    if not path.exists():
+        sampler = SceneSampler(seed)
+        save(path, **principal_components(clips([sampler.sample() for _ in range(512)]))._asdict())
+    return Basis(**torch.load(path, weights_only=True))
 
-    L1 + L2, five times heavier on objects than on background. Noise on the latents and a penalty on
-    their size stand in for the KL term; the noise is strong, so that the decoder paints clean shapes
-    from the latents that a small denoiser gets almost right. Resumes from work/vae.pt.
+
+def train_vae(
+    vae: AutoencoderKLWan,
+    basis: Basis,
+    work: Path,
+    stages: list[tuple[int, int, int, float, int]],
+    device: str,
+    seed: int,
+) -> None:
+    """Teach the encoder this basis, and the decoder to undo it, from small still crops to whole clips.
+
+    Stages are (frames, size, batch, lr, iterations). The decoder's error is L1 + L2, five times heavier on
+    objects than on background; noise on its latents teaches it to paint clean shapes from what a small
+    denoiser gets almost right. Resumes from work/vae.pt.
     """
     checkpoint, done = work / "vae.pt", 0
     optimiser = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0)
@@ -226,16 +242,16 @@ def train_vae(
     vae.train()
     for iteration in tqdm(range(done, total), initial=done, total=total, desc="VAE"):
         frames, size, batch, lr, part = stage_at(stages, iteration)
-        video = crops(SceneSampler(seed * 1_000_003 + iteration), batch, frames, size).to(device)
+        video = crops(SceneSampler(seed * 1_000_003 + iteration), batch, frames, size)
+        latents, video = project(video, basis).to(device), video.to(device)
         background = video.flatten(2).median(-1).values[:, :, None, None, None]
         weight = 1 + 4 * ((video - background).abs().amax(1, keepdim=True) > 0.05)
         for group in optimiser.param_groups:
             group["lr"] = lr * cosine(part)
-        generator = torch.Generator(device).manual_seed(iteration)
-        latents = vae.encode(video).latent_dist.mode()
-        noise = torch.randn(latents.shape, generator=generator, device=device)
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(iteration)).to(device)
         error = vae.decode(latents + LATENT_NOISE * noise).sample - video
-        loss = (weight * (error.abs() + error.square())).mean() + 2e-3 * latents.square().mean()
+        missed = vae.encode(video).latent_dist.mode() - latents
+        loss = (weight * (error.abs() + error.square())).mean() + missed.square().mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -246,8 +262,7 @@ def train_vae(
     vae.eval()
 
 
-@torch.no_grad()
-def encode(vae: AutoencoderKLWan, work: Path, name: str, count: int, frames: int, device: str, seed: int):
+def encode(basis: Basis, work: Path, name: str, count: int, frames: int, seed: int) -> dict:
     """Encode `count` scenes once: latents [count, 16, T, 16, 16] in fp16 and their captions."""
     path = work / f"{name}.pt"
     if path.exists():
@@ -257,8 +272,7 @@ def encode(vae: AutoencoderKLWan, work: Path, name: str, count: int, frames: int
         scenes = [sampler.sample() for _ in range(16)]
         captions += [scene.caption for scene in scenes]
         start = int(sampler.rng.integers(0, FRAMES)) if frames == 1 else 0
-        batch = clips(scenes, start, frames).to(device)
-        latents.append(vae.encode(batch).latent_dist.mode().half().cpu())
+        latents.append(project(clips(scenes, start, frames), basis).half())
     save(path, latents=torch.cat(latents), captions=captions)
     return torch.load(path, weights_only=True)
 
@@ -385,8 +399,6 @@ def train_denoiser(
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         done = state["iteration"]
-    mean = torch.tensor(pipe.vae.config.latents_mean).view(1, 16, 1, 1, 1)
-    std = torch.tensor(pipe.vae.config.latents_std).view(1, 16, 1, 1, 1)
     if pipe.transformer.device.type == "cpu":
         slope = Workers(pipe, torch.get_num_threads(), compiled).gradient
     else:
@@ -401,7 +413,7 @@ def train_denoiser(
             optimiser.param_groups[0]["lr"] = LEARNING_RATE * cosine(iteration / total)
         rng = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
         picks = torch.randint(len(scenes["captions"]), (size,), generator=rng).tolist()
-        latents = (scenes["latents"][picks].float() - mean) / std
+        latents = scenes["latents"][picks].float()
         kept = torch.rand(size, generator=rng) > 0.1  # one in ten learns the unconditional branch
         captions = [scenes["captions"][p] if k else "" for p, k in zip(picks, kept, strict=True)]
         # Stratified noise levels: lower variance of the loss than independent draws.
@@ -462,14 +474,10 @@ def main() -> None:
             (FRAMES, SIZE // 2, 4, 5e-4, options.vae_crop_iterations),
             (FRAMES, SIZE, 2, 2e-4, options.vae_clip_iterations),
         ]
-        train_vae(pipe.vae, work, vae_stages, device, options.seed)
-        images = encode(pipe.vae, work, "images", options.images, 1, device, options.seed + 1)
-        videos = encode(pipe.vae, work, "clips", options.clips, FRAMES, device, options.seed + 2)
-        sample = videos["latents"].float()
-        pipe.vae.register_to_config(
-            latents_mean=sample.mean((0, 2, 3, 4)).tolist(),
-            latents_std=sample.std((0, 2, 3, 4)).tolist(),
-        )
+        basis = scene_basis(work, options.seed + 5)
+        train_vae(pipe.vae, basis, work, vae_stages, device, options.seed)
+        images = encode(basis, work, "images", options.images, 1, options.seed + 1)
+        videos = encode(basis, work, "clips", options.clips, FRAMES, options.seed + 2)
         early = options.image_iterations // 5  # when a step matters more than a sample
         lessons = [
             (images, IMAGE_BATCH // 2, early),
