@@ -13,7 +13,8 @@ WORKERS ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q
 PINS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: demo test test-slow quality format train evaluate evidence evidence-quick bench figures clean
+.PHONY: demo test test-slow quality format train evaluate evidence evidence-quick bench comfyui thumbnails figures \
+	clean
 .DEFAULT_GOAL := demo
 
 # The stamps keep the setup from being repeated; it is done again when the requirements change.
@@ -80,6 +81,15 @@ bench: $(VENV)/core.stamp
 	$(BIN)/python benchmarks/memory_quality.py
 	$(BIN)/python benchmarks/full_size.py
 	$(BIN)/python benchmarks/readme.py
+
+# These run a ComfyUI that is installed already: make comfyui COMFYUI_DIR=FOLDER [COMFYUI_PYTHON=ITS_PYTHON]
+IN_COMFYUI = --comfyui "$(COMFYUI_DIR)" $(if $(COMFYUI_PYTHON),--python "$(COMFYUI_PYTHON)")
+
+comfyui: $(VENV)/core.stamp
+	$(BIN)/python -m benchmarks.comfyui $(IN_COMFYUI)
+
+thumbnails: $(VENV)/core.stamp
+	$(BIN)/python -m benchmarks.thumbnails $(IN_COMFYUI)
 
 figures: $(VENV)/core.stamp
 	$(BIN)/python benchmarks/readme.py

@@ -17,13 +17,15 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from benchmarks.native import ROOT, outputs, served
-from benchmarks.workflows import Graph, prompt_of
+from benchmarks.workflows import Graph, saved_prompt
 from ttom_core.backbones.names import convert
 from ttom_core.evaluation.results import figure, write_result
 
@@ -66,6 +68,16 @@ def ask(url: str, body: object = None) -> Any:
     with urllib.request.urlopen(request, timeout=60) as answer:
         text = answer.read()
     return json.loads(text) if text else None
+
+
+@contextmanager
+def demo_comfyui(comfyui: Path, python: str) -> Iterator[tuple[str, Path]]:
+    """The address of a ComfyUI that has what the shipped workflows ask for, and the folder of its files."""
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        convert(ROOT / "demo" / "model", base / "models" / "diffusion_models" / "ttom_demo.safetensors")
+        with served(comfyui, python, base) as url:
+            yield url, base
 
 
 def interrupts(url: str, graph: Graph, sampler: str, times: int) -> list[float]:
@@ -118,21 +130,15 @@ def main() -> None:
     options = parser.parse_args()
     importing = [import_seconds(options.comfyui, options.python) for _ in range(options.imports)]
     figures = {"import_seconds": figure(importing, "s, nodes and their schemas included")}
-    with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder)
-        convert(ROOT / "demo" / "model", base / "models" / "diffusion_models" / "ttom_demo.safetensors")
-        with served(options.comfyui, options.python, base) as url:
-            system, info = ask(f"{url}/system_stats")["system"], ask(f"{url}/object_info")
-            graphs = {
-                name: prompt_of(json.loads(path.read_text(encoding="utf-8")), info)
-                for name, path in SHIPPED.items()
-            }
-            for name in tqdm(options.workflows):
-                outputs(url, graphs[name])
-            figures["workflows_run"] = figure([len(options.workflows)], f"of {len(SHIPPED)} shipped")
-            for road, (name, sampler) in CANCELLED.items():
-                seconds = interrupts(url, graphs[name], sampler, options.interrupts)
-                figures[f"interrupt_seconds_{road}"] = figure(seconds, "s, from the cancel to idle")
+    with demo_comfyui(options.comfyui, options.python) as (url, _):
+        system, info = ask(f"{url}/system_stats")["system"], ask(f"{url}/object_info")
+        graphs = {name: saved_prompt(path, info) for name, path in SHIPPED.items()}
+        for name in tqdm(options.workflows):
+            outputs(url, graphs[name])
+        figures["workflows_run"] = figure([len(options.workflows)], f"of {len(SHIPPED)} shipped")
+        for road, (name, sampler) in CANCELLED.items():
+            seconds = interrupts(url, graphs[name], sampler, options.interrupts)
+            figures[f"interrupt_seconds_{road}"] = figure(seconds, "s, from the cancel to idle")
     versions = {
         "comfyui": system["comfyui_version"],
         "frontend": system.get("required_frontend_version", "unknown"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 NOTES = {"Note", "MarkdownNote"}
@@ -10,6 +12,11 @@ WIDGETS = {"STRING", "INT", "FLOAT", "BOOLEAN", "COMBO", "TTOM_DRAWING"}
 MUTED, BYPASSED = 2, 4
 
 Graph = dict[str, Any]
+
+
+def saved_prompt(path: Path, info: Graph) -> Graph:
+    """The API graph of a workflow's file."""
+    return prompt_of(json.loads(path.read_text(encoding="utf-8")), info)
 
 
 def prompt_of(workflow: Graph, info: Graph) -> Graph:

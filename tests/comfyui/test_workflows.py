@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
@@ -56,6 +57,19 @@ def test_nothing_covers_anything_else(path: Path) -> None:
             assert any(apart), (one["type"], other["type"])
 
 
+def test_every_workflow_has_a_thumbnail() -> None:
+    """Where the template browser looks: the workflow's name, and .jpg alone."""
+    thumbnails = sorted((ROOT / "workflows").glob("*.jpg"))
+    if not thumbnails:
+        pytest.skip("there are no thumbnails yet: make thumbnails")
+    assert [path.stem for path in thumbnails] == [path.stem for path in WORKFLOWS]
+    for path in thumbnails:
+        assert path.stat().st_size <= 60_000, path.name
+        with Image.open(path) as picture:
+            assert picture.format == "JPEG"
+            assert 0.5 <= picture.width / picture.height <= 2, "a thin strip is lost in the browser's cards"
+
+
 @pytest.mark.comfyui
 @pytest.mark.timeout(900)
 @EVERY
@@ -87,7 +101,7 @@ def test_a_workflow_fits_the_schemas(comfyui: Any, path: Path) -> None:
 @pytest.mark.timeout(900)
 @EVERY
 def test_a_workflow_runs_as_it_is_shipped(comfyui: Any, path: Path) -> None:
-    graph = SAVED.prompt_of(json.loads(path.read_text(encoding="utf-8")), comfyui.get("/object_info"))
+    graph = SAVED.saved_prompt(path, comfyui.get("/object_info"))
     run = comfyui.run(graph)
     assert run.end == "success", run.error
     shown = [name for name, node in graph.items() if node["class_type"] == "SaveVideo"]
