@@ -1,44 +1,53 @@
 """Does memory work? The analogues of the paper's tables 3, 4 and 6 on the demo model, with two controls.
 
-    python benchmarks/memory_quality.py [--limit 105] [--workers 4] [--only NAME ...]
+    python benchmarks/memory_quality.py                # 105 held-out prompts, every variant
+    python benchmarks/memory_quality.py --limit 28 --only base tto memory_only memory_tto
 
-A memory is built from the first 200 prompts of demo/prompts/memory.json, each optimised from scratch.
-Then every held-out prompt is made by every variant at the same seed and scored: the base model, TTO
-alone, the memory read without optimising, and the memory as the start of the optimisation, with its
-size, the number of fused entries and the iterations varied. Controls: entries of the mirrored scene
-(the wrong direction) and random entries. Resumable: every finished clip is a line in rows.jsonl.
-Writes results/memory_quality.json.
+A memory is built from the 200 prompts of demo/prompts/memory.json, each optimised from scratch; it is the
+one that `python -m demo.memories` makes. Then every held-out prompt is made by every variant at the same
+seed and scored: the base model, TTO alone, the memory read without optimising, and the memory as the start
+of the optimisation, with its size, the number of fused entries and the iterations varied. Controls: entries
+of the mirrored scene (the wrong direction) and random entries.
+
+On four cores the memory takes about 17 minutes, once, and then a prompt 13 s by the four variants above, a
+minute by all; on two cores twice that. Resumable: a solved prompt is an entry of the store, a clip is a line
+in rows.jsonl, which benchmarks/evidence.py and ablations.py share. `--only` says what is made now; the
+result tells of all variants that have their clips of the present model, settings and code, and never
+replaces one that tells of more. Writes results/memory_quality.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import random
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from demo.memories import fill
+from demo.memories import fill, folder_of, memory_prompts
 from ttom_core.adapter import Adapter
 from ttom_core.errors import TTOMError
-from ttom_core.evaluation.evaluate import OPTIMISING, SCORING, estimate, load_prompts, quartiles
-from ttom_core.evaluation.pool import backbone_of, code_of, digest, progress, rows_of
+from ttom_core.evaluation.evaluate import Clip, estimate, figures, load_prompts, make_clip
+from ttom_core.evaluation.pool import Row, backbone_of, code_of, digest, progress, read_rows, rows_of
 from ttom_core.evaluation.results import write_result
-from ttom_core.evaluation.scores import score
 from ttom_core.fusion import fuse
 from ttom_core.memory.embedding import PipelineEmbedder
 from ttom_core.memory.recall import Scene, insert, recall, scene_of
 from ttom_core.memory.store import MemoryStore
-from ttom_core.optimize import PRESETS
+from ttom_core.optimize import PRESETS, TTOSettings
 from ttom_core.planner import plan
 
 ROOT = Path(__file__).resolve().parent.parent
-PROMPTS = ROOT / "demo" / "prompts"
+HELD_OUT = ROOT / "demo" / "prompts" / "held_out.json"
+STEPS = 20
 SIZES = (50, 100, 150, 200)
+# The code that decides a row beside what every clip depends on and what the memory holds.
+READING = ("fusion", "memory/index", "memory/recall", "memory/store")
 MIRROR = {"left": "right", "right": "left", "up": "down", "down": "up", "above": "below", "below": "above"}
 
 
@@ -53,8 +62,12 @@ class Variant:
     until: float | None = None  # adapter_until_sigma, where it is not the preset's
 
     @property
-    def base(self) -> bool:
-        return not (self.iterations or self.memory)
+    def settings(self) -> TTOSettings | None:
+        """The demo preset with this variant's changes; None for the base model."""
+        if not (self.iterations or self.memory):
+            return None
+        until = {} if self.until is None else {"adapter_until_sigma": self.until}
+        return PRESETS["demo"].model_copy(update={"iterations": self.iterations, **until})
 
 
 VARIANTS: dict[str, Variant] = {
@@ -79,7 +92,7 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-# Composition of the first less that of the second, at the same prompts: what the paper claims, and more.
+# Told apart at the same prompts: what the paper claims, and more.
 PAIRS = (
     ("tto", "base"),
     ("memory_tto", "tto"),
@@ -89,7 +102,33 @@ PAIRS = (
     ("memory_only", "memory_only_top10"),
     ("memory_tto", "memory_tto_top10"),
     *(("memory_tto", f"memory_tto_of_{size}") for size in SIZES[:-1]),
+    ("random_only", "base"),
+    ("random", "tto"),
+    ("memory_tto", "random"),
 )
+# What the wrong direction stands beside, on the prompts that have one.
+DIRECTED = ("base", "tto", "memory_only", "memory_tto")
+
+
+# The clips ----------------------------------------------------------------------------------------
+
+
+class Job(NamedTuple):
+    """A clip of a variant; stores: the folder of the memories of every size."""
+
+    clip: Clip
+    variant: Variant
+    stores: str
+
+    def key(self, fingerprint: str) -> str:
+        """What decides the row: without a memory what any method's clip depends on, so that it is shared."""
+        key = self.clip.key(fingerprint)
+        if not self.variant.memory:
+            return key
+        return digest([key, asdict(self.variant), Path(self.stores).name, _code(*READING)])
+
+
+_code = cache(code_of)
 
 
 def mirrored(prompt: str) -> str | None:
@@ -103,130 +142,157 @@ def _store(folder: str) -> MemoryStore:
     return MemoryStore(folder, read_only=True)
 
 
-Start = tuple[Adapter | None, int]
-
-
-def _start(backbone: Any, variant: Variant, prompt: str, seed: int, stores: str) -> Start:
+def _start(
+    backbone: Any, variant: Variant, prompt: str, seed: int, stores: str
+) -> tuple[Adapter | None, int]:
     """The adapter that a variant starts from, and of how many entries it is."""
     if not variant.memory:
         return None, 0
-    store = _store(f"{stores}/{variant.memory}")
+    store = _store(f"{stores}/of_{variant.memory}")
     rank = PRESETS["demo"].rank
     if variant.source == "random":
-        entries = list(store.entries())
-        chosen = random.Random(seed).sample(entries, variant.top_k)
-        return fuse([store.load(e) for e in chosen], rank=rank), len(chosen)
+        chosen = random.Random(seed).sample(list(store.entries()), variant.top_k)
+        return fuse([store.load(entry) for entry in chosen], rank=rank), len(chosen)
     text = prompt if variant.source == "own" else mirrored(prompt)
-    if text is None:
-        return None, 0
+    assert text is not None, "a prompt without a direction has no mirrored scene"
     scene = scene_of(text, plan(text), PipelineEmbedder(backbone.pipeline))
     known = recall(store, scene, backbone.fingerprint, top_k=variant.top_k, rank=rank)
     return known.adapter, len(known.hits)
 
 
-def make(backbone: Any, job: tuple[str, dict[str, Any], int, str]) -> dict[str, Any]:
-    """One clip of one variant, scored."""
-    from ttom_core.generate import generate
+def make(backbone: Any, job: Job) -> Row:
+    """One clip of one variant, scored, in a worker."""
+    clip, variant, stores = job
+    adapter, entries = _start(backbone, variant, clip.spec["prompt"], clip.seed, stores)
+    return {**make_clip(backbone, clip, adapter), "entries": entries}
 
-    name, spec, seed, stores = job
-    variant, prompt = VARIANTS[name], spec["prompt"]
-    adapter, entries = _start(backbone, variant, prompt, seed, stores)
-    settings = PRESETS["demo"].model_copy(update={"iterations": variant.iterations})
-    if variant.until is not None:
-        settings = settings.model_copy(update={"adapter_until_sigma": variant.until})
-    if variant.base:
-        made = generate(backbone, prompt, seed=seed)
-    else:
-        made = generate(backbone, prompt, plan(prompt), settings, seed=seed, adapter=adapter)
-    scored, trace = score(made.frames, spec), made.trace
+
+def jobs_of(prompts: list[dict[str, Any]], stores: Path) -> dict[str, dict[int, Job]]:
+    """The clips of every variant by the prompt's number; the mirrored ones where there is a direction."""
     return {
-        "variant": name,
-        "prompt": prompt,
-        "category": spec["category"],
-        "seed": seed,
-        "entries": entries,
-        "composition": scored.composition,
-        "presence": scored.presence,
-        "seconds": made.seconds,
-        "first_loss": trace.first_loss if trace else None,
-        "last_loss": trace.last_loss if trace else None,
+        name: {
+            index: Job(Clip(spec, variant.settings, index, STEPS), variant, str(stores))
+            for index, spec in enumerate(prompts)
+            if variant.source != "mirrored" or mirrored(spec["prompt"])
+        }
+        for name, variant in VARIANTS.items()
     }
 
 
-def build(folder: Path, model: str, workers: int) -> None:
-    """The memories of every size: the largest is optimised, the others are copied from it."""
-    full = folder / str(SIZES[-1])
-    prompts = fill(full, model, workers)
-    with MemoryStore(full, read_only=True) as store:
+def build(work: Path, model: str, workers: int | None) -> None:
+    """The memories of every size, filled in the prompts' order, which decides between entries that tie."""
+    solved = fill(work, model, workers)
+    with MemoryStore(solved, read_only=True) as store:
         entries = {entry.prompt: entry for entry in store.entries()}
-        for size in SIZES[:-1]:
-            with MemoryStore(folder / str(size)) as smaller:
-                known = {entry.prompt for entry in smaller.entries()}
-                for entry in (entries[p] for p in prompts[:size] if p not in known):
+        for size in SIZES:
+            with MemoryStore(solved.with_name(f"of_{size}")) as part:
+                known = {entry.prompt for entry in part.entries()}
+                for entry in (entries[prompt] for prompt in memory_prompts()[:size] if prompt not in known):
                     scene = Scene(entry.prompt, entry.layout, entry.key, entry.embedding, entry.embedder)
-                    insert(smaller, scene, store.load(entry))
+                    insert(part, scene, store.load(entry))
 
 
-def figures(rows: list[dict[str, Any]], names: list[str]) -> dict[str, dict[str, Any]]:
-    """Composition, presence and seconds of each variant; controls only where they had entries."""
+# The table ----------------------------------------------------------------------------------------
+
+
+def table_of(rows: dict[str, dict[int, Row]]) -> dict[str, dict[str, Any]]:
+    """The figures of these variants' rows, by the prompt's number, and of the pairs among them."""
+    whole = {name: [*found.values()] for name, found in rows.items() if VARIANTS[name].source != "mirrored"}
     table: dict[str, dict[str, Any]] = {}
-    by_name = {name: [row for row in rows if row["variant"] == name] for name in names}
-    for name in list(by_name):
-        # A mirrored scene exists only for prompts with a direction: compare on those alone.
-        if VARIANTS[name].source == "mirrored":
-            by_name[name] = [row for row in by_name[name] if row["entries"]]
-            prompts = {row["prompt"] for row in by_name[name]}
-            for other in ("base", "tto", "memory_only", "memory_tto"):
-                own = [row for row in by_name.get(other, []) if row["prompt"] in prompts]
-                by_name[f"{other}_where_directed"] = own
-    for name, members in by_name.items():
-        if not members:
-            continue
-        for quantity in ("composition", "presence"):
-            table[f"{name}_{quantity}"] = estimate([row[quantity] for row in members], "score 0-1")
-        seconds = [row["seconds"] for row in members]
-        table[f"{name}_seconds"] = quartiles(seconds, "s a clip, one thread, median and quartiles")
-    for first, second in PAIRS:
-        if by_name.get(first) and by_name.get(second):
-            alone = {row["prompt"]: row["composition"] for row in by_name[second]}
-            gains = [row["composition"] - alone[row["prompt"]] for row in by_name[first]]
-            table[f"{first}_over_{second}"] = estimate(gains, "paired difference")
-    if used := [row["entries"] > 0 for row in by_name.get("memory_tto", [])]:
-        table["prompts_with_a_hit"] = estimate(used, "share")
+    if whole:
+        table |= figures(whole, [pair for pair in PAIRS if whole.keys() >= {*pair}], by_category=False)
+    for name in rows.keys() - whole.keys():
+        # Only where the memory knows the mirrored scene: elsewhere nothing was read.
+        where = [index for index, row in rows[name].items() if row["entries"]]
+        beside = {
+            f"{other}_where_directed": [rows[other][index] for index in where]
+            for other in DIRECTED
+            if other in rows
+        }
+        if where:
+            own = {name: [rows[name][index] for index in where]}
+            pairs = [(name, other) for other in beside]
+            table |= figures(own | beside, pairs, by_category=False)
+    if "memory_tto" in whole:
+        hits = [row["entries"] > 0 for row in whole["memory_tto"]]
+        table["prompts_with_a_hit"] = estimate(hits, "share")
     return table
 
 
+def insist_on_more(path: Path, told: Iterable[str], count: int) -> None:
+    """TTOMError where a result file tells of variants or prompts that the new one would leave out."""
+    if not path.exists():
+        return
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        lost = [name for name in facts["variants"] if name not in set(told)]
+        fewer = facts["count"] > count
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TTOMError(f"{path} is not a result of this version; move it away.") from error
+    if lost or fewer:
+        names = ", ".join(lost[:3]) + (" and more" if len(lost) > 3 else "")
+        more = names or f"{facts['count']} prompts"
+        raise TTOMError(
+            f"{path} also tells of {more}, which would be lost; leave out --only and --limit, or name "
+            "another folder with --results."
+        )
+
+
 def run(options: argparse.Namespace) -> None:
-    fingerprint = backbone_of(options.model).fingerprint
-    settings = PRESETS["demo"].model_dump(mode="json")
-    # What decides the memories: with other code, settings or another model they are built anew.
-    made_with = digest([code_of(*OPTIMISING), code_of(*SCORING), fingerprint, settings])
-    stores = options.out / "stores" / made_with
-    build(stores, options.model, options.workers)
-    prompts = load_prompts(PROMPTS / "held_out.json", options.limit)
-    jobs = {}
-    for name in options.only:
-        for seed, spec in enumerate(prompts):
-            facts = [made_with, asdict(VARIANTS[name]), spec, seed]
-            jobs[digest(facts)] = (name, spec, seed, str(stores))
-    path = options.out / "rows.jsonl"
+    fingerprint = backbone_of(options.model).video_fingerprint
+    stores = folder_of(options.work, options.model)
+    prompts = load_prompts(HELD_OUT, options.limit)
+    jobs = {
+        name: {index: (job.key(fingerprint), job) for index, job in found.items()}
+        for name, found in jobs_of(prompts, stores).items()
+    }
+    path, known = options.out / "rows.jsonl", read_rows(options.out / "rows.jsonl")
+    # A key knows the model, the settings and the code, so what is there belongs beside what is made now.
+    told = [
+        name
+        for name, found in jobs.items()
+        if name in options.only or all(key in known for key, _ in found.values())
+    ]
+    result = options.results / "memory_quality.json"
+    insist_on_more(result, told, len(prompts))
+    if any(VARIANTS[name].memory for name in options.only):
+        build(options.work, options.model, options.workers)
+    wanted = {key: job for name in told for key, job in jobs[name].values()}
     with progress("held-out clips") as on_row:
-        rows = rows_of(make, jobs, options.model, path, workers=options.workers, on_row=on_row)
-    table = figures(list(rows.values()), options.only)
+        rows = rows_of(make, wanted, options.model, path, workers=options.workers, on_row=on_row)
+    table = table_of({name: {i: rows[key] for i, (key, _) in jobs[name].items()} for name in told})
     for name, value in table.items():
-        print(f"{name:45} {value['value']:8.3f}  ({value['low']:.3f} to {value['high']:.3f}, n {value['n']})")
+        print(f"{name:60} {value['value']:8.3f}  ({value['low']:.3f} to {value['high']:.3f}, n {value['n']})")
     command = f"python benchmarks/memory_quality.py --limit {options.limit}"
-    told = {"prompts": "held_out", "model": fingerprint}
-    write_result(options.results / "memory_quality.json", command, 0, table, told)
+    if len(told) < len(VARIANTS):
+        command += f" --only {' '.join(told)}"
+    facts = {
+        "prompts": "held_out",
+        "count": len(prompts),
+        "model": fingerprint,
+        "memory": stores.name,
+        "steps": STEPS,
+        "preset": PRESETS["demo"].model_dump(mode="json"),
+        "variants": {name: asdict(VARIANTS[name]) for name in told},
+    }
+    write_result(result, command, 0, table, facts)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "demo" / "model"))
-    parser.add_argument("--out", type=Path, default=Path("outputs/memory_quality"))
-    parser.add_argument("--limit", type=int, default=105, help="held-out prompts")
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--limit", type=int, default=105, help="held-out prompts (default 105)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=VARIANTS,
+        default=list(VARIANTS),
+        metavar="NAME",
+        help=f"the variants to make now: {', '.join(VARIANTS)}",
+    )
+    parser.add_argument("--workers", type=int, help="processes of one thread each (default: the cores)")
+    parser.add_argument("--out", type=Path, default=Path("outputs/evidence"), help="of the rows")
+    parser.add_argument("--work", type=Path, default=Path("outputs/memories"), help="of the memories")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     try:
         run(parser.parse_args(arguments))

@@ -72,14 +72,8 @@ def planning_table(figures: Figures) -> str:
     return grouped_table(columns, "prompts", figures, ending=False)
 
 
-def memory_table(figures: Figures) -> str:
-    """One row a way of using the memory."""
-    columns = {"composition": "composition", "presence": "presence", "seconds": "seconds a clip"}
-    return grouped_table(columns, "method", figures, ending=True)
-
-
-def evidence_table(figures: Figures) -> str:
-    """The paper's table 1: one row a method."""
+def methods_table(figures: Figures) -> str:
+    """One row a method: the paper's table 1, or the ways of using a memory."""
     columns = {
         "composition": "composition",
         "presence": "presence",
@@ -188,11 +182,11 @@ def claims_table(results: Path) -> str:
 
 TABLES: dict[str, Callable[[Figures], str]] = {
     "evaluate": evaluation_table,
-    "evidence": evidence_table,
+    "evidence": methods_table,
     "full_size": full_size_table,
     "memory": store_table,
     "planning": planning_table,
-    "memory_quality": memory_table,
+    "memory_quality": methods_table,
 }
 
 

@@ -150,7 +150,7 @@ PARTS = {
     "evidence": result(scored("base", "tto"), methods={"base": None, "tto": {}, "lvd": {}}, pairs=[]),
     "ablation_losses": result(scored("jsd", "bce"), methods={"jsd": {}, "bce": {}}, pairs=[["bce", "jsd"]]),
     "ablation_steps": result({"one_composition": figure(0.5, 0.4, 0.6)}, methods={"one": {}}, pairs=[]),
-    "memory_quality": result({"tto_over_base": figure(0.5, 0.4, 0.6)}),
+    "memory_quality": result({"composition_of_tto_over_base": figure(0.5, 0.4, 0.6)}),
     "probe": result({"relevance_0": figure(0.5, 0.4, 0.6)}),
     "full_size": result({"flops": {**figure(0.5, 0, 1), "low": None, "high": None}}),
 }  # fmt: skip

@@ -20,6 +20,7 @@ from .pool import Row, backbone_of, code_of, digest, rows_of
 from .scores import score
 
 if TYPE_CHECKING:
+    from ..adapter import Adapter
     from ..backbones import Source
     from ..backbones.base import Backbone
     from ..optimize import TTOSettings
@@ -82,14 +83,16 @@ def _planned(prompt: str) -> str:
     return plan(prompt).to_json()
 
 
-def make_clip(backbone: Backbone, clip: Clip) -> Row:
-    """Generate and score one clip, in a worker."""
+def make_clip(backbone: Backbone, clip: Clip, adapter: Adapter | None = None) -> Row:
+    """Generate and score one clip, in a worker; `adapter` is where the optimisation starts."""
     from ..generate import generate
     from ..planner import plan
 
     prompt = clip.spec["prompt"]
     layout = plan(prompt) if clip.settings else None
-    made = generate(backbone, prompt, layout, clip.settings, seed=clip.seed, steps=clip.steps)
+    made = generate(
+        backbone, prompt, layout, clip.settings, seed=clip.seed, steps=clip.steps, adapter=adapter
+    )
     if clip.picture:
         save_frames(made.frames, Path(clip.picture))
     scored = score(made.frames, clip.spec)

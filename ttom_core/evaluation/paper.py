@@ -26,11 +26,6 @@ def kept(method: str) -> tuple[Condition, ...]:
     )
 
 
-def over(result: str, first: str, second: str) -> Condition:
-    """As `ahead`, of the memory's result, which names its pairs more briefly."""
-    return Condition(result, f"{first}_over_{second}")
-
-
 MEMORY = "memory_quality"
 CLAIMS = (
     Claim("table 1", "TTOM composes better than its base model", (ahead("evidence", "tto", "base"),)),
@@ -49,14 +44,14 @@ CLAIMS = (
         "tables 9, 10", "LVD lowers it",
         (Condition("evidence", "presence_of_lvd_over_base", below=True),),
     ),
-    Claim("table 3", "TTO composes better than no optimisation", (over(MEMORY, "tto", "base"),)),
-    Claim("table 3", "memory adds to TTO", (over(MEMORY, "memory_tto", "tto"),)),
-    Claim("table 4", "memory alone is ahead of nothing", (over(MEMORY, "memory_only", "base"),)),
-    Claim("table 4", "optimising on from memory adds to it", (over(MEMORY, "memory_tto", "memory_only"),)),
+    Claim("table 3", "TTO composes better than no optimisation", (ahead(MEMORY, "tto", "base"),)),
+    Claim("table 3", "memory adds to TTO", (ahead(MEMORY, "memory_tto", "tto"),)),
+    Claim("table 4", "memory alone is ahead of nothing", (ahead(MEMORY, "memory_only", "base"),)),
+    Claim("table 4", "optimising on from memory adds to it", (ahead(MEMORY, "memory_tto", "memory_only"),)),
     Claim(
         "table 4",
         "five fused entries are better than ten",
-        (over(MEMORY, "memory_only", "memory_only_top10"), over(MEMORY, "memory_tto", "memory_tto_top10")),
+        (ahead(MEMORY, "memory_only", "memory_only_top10"), ahead(MEMORY, "memory_tto", "memory_tto_top10")),
     ),
     Claim(
         "table 5", "JSD is better than cross-entropy",
@@ -69,7 +64,7 @@ CLAIMS = (
     *(
         Claim(
             "table 6", f"a memory of 200 prompts is better than one of {size}",
-            (over(MEMORY, "memory_tto", f"memory_tto_of_{size}"),),
+            (ahead(MEMORY, "memory_tto", f"memory_tto_of_{size}"),),
         )
         for size in (50, 100, 150)
     ),

@@ -1,0 +1,176 @@
+"""What is said of memory: figures of one model, settings and code alone, and never fewer than before."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import demo.memories as memories
+from ttom_core.adapter import Adapter
+from ttom_core.evaluation.evaluate import Clip, load_prompts
+from ttom_core.evaluation.paper import CLAIMS, MEMORY
+from ttom_core.evaluation.pool import read_rows
+from ttom_core.memory.key import scene_key
+from ttom_core.memory.recall import Scene, insert
+from ttom_core.memory.store import MemoryStore
+from ttom_core.optimize import PRESETS
+from ttom_core.planner import plan
+
+ROOT = Path(__file__).resolve().parent.parent
+QUALITY = runpy.run_path(str(ROOT / "benchmarks" / "memory_quality.py"))
+INSIDE = QUALITY["main"].__globals__
+VARIANTS = QUALITY["VARIANTS"]
+HELD_OUT = load_prompts(ROOT / "demo" / "prompts" / "held_out.json", 14)
+
+
+def row(index, entries=5):
+    qualities = {"composition": 0.5, "presence": 0.5, "distortion": 0.1}
+    return {"category": "motion", "seed": index, "seconds": 1.0, "entries": entries, **qualities}
+
+
+def jobs(stores="stores"):
+    return QUALITY["jobs_of"](HELD_OUT, Path(stores))
+
+
+def test_every_claim_about_memory_has_its_figure():
+    rows = {name: {index: row(index) for index in found} for name, found in jobs().items()}
+    table = QUALITY["table_of"](rows)
+    asked = {c.figure for claim in CLAIMS for c in claim.conditions if c.result == MEMORY}
+    assert asked and asked <= table.keys()
+
+
+def test_the_wrong_direction_is_compared_where_a_memory_of_it_was_read():
+    rows = {name: {index: row(index) for index in found} for name, found in jobs().items()}
+    directed = [*rows["wrong_direction"]]
+    assert 0 < len(directed) < len(HELD_OUT)
+    assert all(QUALITY["mirrored"](HELD_OUT[index]["prompt"]) for index in directed)
+    for name in ("wrong_direction", "wrong_direction_only"):
+        rows[name][directed[0]]["entries"] = 0
+    rows["tto"][directed[0]]["composition"] = 1.0  # must not count
+    table = QUALITY["table_of"](rows)
+    for name in ("wrong_direction_composition", "tto_where_directed_composition"):
+        assert (table[name]["value"], table[name]["n"]) == (0.5, len(directed) - 1)
+    gain = table["composition_of_wrong_direction_over_tto_where_directed"]
+    assert (gain["value"], gain["n"]) == (0, len(directed) - 1)
+
+
+def test_clips_without_a_memory_are_those_of_every_other_table():
+    found = jobs()
+    for name, settings in (("base", None), ("tto", PRESETS["demo"])):
+        assert found[name][0].key("model") == Clip(HELD_OUT[0], settings, 0, 20).key("model")
+
+
+def test_a_clip_from_memory_knows_everything_that_decides_it():
+    found, other = jobs(), jobs("other")
+    with_memory = [name for name, variant in VARIANTS.items() if variant.memory]
+    index = next(iter(found["wrong_direction"]))  # which every variant has
+    keys = {name: found[name][index].key("model") for name in VARIANTS}
+    assert len(set(keys.values())) == len(VARIANTS)
+    assert all(other[name][index].key("model") != keys[name] for name in with_memory)
+    assert all(found[name][index].key("elsewhere") != keys[name] for name in VARIANTS)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """The command, with rows made in no time for a model of any name; returns what it wrote."""
+    made = []
+
+    def rows_of(work, wanted, model, path, **_):
+        known = read_rows(path)
+        with path.open("a") as file:
+            for key, job in wanted.items():
+                if key not in known:
+                    known[key] = {"key": key, **row(job.clip.seed)}
+                    file.write(json.dumps(known[key]) + "\n")
+                    made.append(key)
+        return {key: known[key] for key in wanted}
+
+    monkeypatch.setitem(INSIDE, "backbone_of", lambda model: SimpleNamespace(video_fingerprint=model))
+    monkeypatch.setitem(INSIDE, "folder_of", lambda work, model: work / model)
+    monkeypatch.setitem(INSIDE, "build", lambda *_: None)
+    monkeypatch.setitem(INSIDE, "rows_of", rows_of)
+
+    def call(*arguments, model="one", limit=7, code=0):
+        where = ["--model", model, "--out", str(tmp_path), "--results", str(tmp_path)]
+        before = len(made)
+        assert QUALITY["main"]([*where, "--limit", str(limit), *arguments]) == code
+        written = json.loads((tmp_path / "memory_quality.json").read_text())
+        return SimpleNamespace(**written, made=len(made) - before)
+
+    return call
+
+
+def test_a_part_joins_the_others_of_the_same_model_settings_and_code(run):
+    assert [*run("--only", "tto", "base").settings["variants"]] == ["base", "tto"]
+    both = run("--only", "memory_tto")
+    assert [*both.settings["variants"]] == ["base", "tto", "memory_tto"]
+    assert both.made == 7 and "composition_of_memory_tto_over_tto" in both.figures
+    assert both.command.endswith("--limit 7 --only base tto memory_tto")
+    whole = run()
+    assert [*whole.settings["variants"]] == [*VARIANTS] and whole.command.endswith("--limit 7")
+
+
+def test_a_part_never_replaces_a_result_that_tells_of_more(run, capsys):
+    whole = run()
+    for arguments, model, limit, words in (
+        (["--only", "base"], "another", 7, "tells of tto, tto_4, tto_2 and more,"),
+        (["--only", "base"], "one", 3, "tells of 7 prompts"),
+    ):
+        same = run(*arguments, model=model, limit=limit, code=2)
+        assert same.made == 0 and same.figures == whole.figures
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert message.startswith("memory_quality: ") and words in message and "--results" in message
+    assert run(model="another").settings["model"] == "another"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"settings": {"variants": 3}}'])
+def test_a_file_of_another_form_is_left_alone(run, tmp_path, capsys, text):
+    path = tmp_path / "memory_quality.json"
+    path.write_text(text)
+    assert QUALITY["main"](["--model", "one", "--out", str(tmp_path), "--results", str(tmp_path)]) == 2
+    assert "not a result of this version" in capsys.readouterr().err and path.read_text() == text
+
+
+# The memory itself --------------------------------------------------------------------------------
+
+
+def test_a_memory_belongs_to_one_model_its_settings_and_the_code(monkeypatch, tmp_path):
+    monkeypatch.setattr(memories, "backbone_of", lambda model: SimpleNamespace(video_fingerprint=model))
+    monkeypatch.setattr(memories, "memory_prompts", lambda: ["a red circle moves up"])
+    first = memories.folder_of(tmp_path, "one")
+    assert first == memories.folder_of(tmp_path, "one") != memories.folder_of(tmp_path, "other")
+    other = PRESETS["demo"].model_copy(update={"rank": 4})
+    monkeypatch.setitem(memories.PRESETS, "demo", other)
+    assert memories.folder_of(tmp_path, "one") != first
+
+
+def test_a_pack_does_not_depend_on_who_came_first(tmp_path):
+    texts = [f"a {colour} circle moves to the right" for colour in ("red", "green", "blue")]
+    texts.append("a red circle moves up")
+
+    def solved(prompt):
+        generator = torch.Generator().manual_seed(len(prompt))
+        weights = {"blocks.0.attn2.to_q": tuple(torch.randn(2, *s, generator=generator)[0] for s in SHAPES)}
+        layout = plan(prompt)
+        scene = Scene(prompt, layout, scene_key(prompt, layout), np.ones(3, np.float32), "toy")
+        return scene, Adapter(weights, 2, 2.0, "toy")
+
+    def pack(name, order):
+        with MemoryStore(tmp_path / name) as store, MemoryStore(tmp_path / f"{name}_pack") as into:
+            for prompt in order:
+                insert(store, *solved(prompt))
+            entries = memories.consolidate(store, into)
+            return [(entry.prompt, entry.note, entry.value) for entry in entries]
+
+    one = pack("one", texts)
+    assert one == pack("other", texts[::-1])
+    assert [note for _, note, _ in one] == ["average of 3 prompts", "average of 1 prompt"]
+
+
+SHAPES = ((2, 6), (6, 2))
