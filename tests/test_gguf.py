@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import pytest
 import tiny_gguf
@@ -15,8 +16,19 @@ from ttom_core.adapter import attach, init_adapter
 from ttom_core.backbones import ModelError, load
 from ttom_core.backbones.folder import is_damaged
 from ttom_core.backbones.gguf_file import HEADER_LIMIT, SCALARS
+from ttom_core.backbones.published import PUBLISHED
 from ttom_core.backbones.wan import WanBackbone
 from ttom_core.errors import TTOMError
+from ttom_core.forecast import (
+    GGUF_BYTES,
+    UNPACKING,
+    Clip,
+    LiveBytes,
+    Plan,
+    blueprint_of,
+    forecast,
+    published,
+)
 from ttom_core.masks import SoftMasks
 from ttom_core.objectives import alignment_loss
 from ttom_core.optimize import TTO, TTOSettings
@@ -99,6 +111,34 @@ def test_it_is_optimised_and_left_as_it_was(packed):
     assert tto.trace.last_loss < tto.trace.first_loss
     assert {name: stored(p) for name, p in packed.transformer.named_parameters()} == before
     assert not any("forward" in vars(module) for module in packed.transformer.blocks.modules())
+
+
+def test_what_is_forecast_of_a_file_is_what_it_holds(model, packed, monkeypatch):
+    config = dict(packed.transformer.config)
+    toy = replace(PUBLISHED["Wan2.1-T2V-1.3B"], transformer=config)
+    monkeypatch.setitem(PUBLISHED, "toy", toy)
+    kind = packed.transformer.blocks[0].ffn.net[2].weight.quant_type.name
+    foretold = published("toy", torch.float32, {"Q4_0": "Q4_K"}.get(kind, kind))
+    found = blueprint_of(packed)
+    assert (foretold.blocks, foretold.rest) == (found.blocks, found.rest)
+    assert foretold.unpacking == found.unpacking > 0
+    needed = forecast(found, Clip(*SIZE.values()), TTOSettings(layers=LAYERS), Plan())
+    assert {p for p, parts in needed.phases.items() if "unpacked weight" in parts} == {"optimise", "sample"}
+    assert blueprint_of(model[2]).unpacking == 0
+
+
+@pytest.mark.parametrize("kind", [*GGUF_BYTES, "Q5_0", "Q4_0"])
+def test_bytes_of_a_weight_are_the_formats_own(kind):
+    gguf = pytest.importorskip("gguf", reason=NO_PACKAGE)
+    from diffusers.quantizers.gguf.utils import GGUFParameter, dequantize_gguf_tensor
+
+    number = gguf.GGMLQuantizationType[kind]
+    block, size = gguf.GGML_QUANT_SIZES[number]
+    assert GGUF_BYTES[{"Q5_0": "Q5_K", "Q4_0": "Q4_K"}.get(kind, kind)] == size / block
+    weight = GGUFParameter(torch.zeros(64, 512 // block * size, dtype=torch.uint8), quant_type=number)
+    with torch.no_grad(), LiveBytes([weight]) as live:
+        dequantize_gguf_tensor(weight).to(torch.bfloat16)
+    assert live.peak - live.start <= UNPACKING * 64 * 512
 
 
 def stored(parameter):

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from .adapter import Adapter, attach
 from .attention import PrefixCache
 from .backbones.published import PUBLISHED
-from .backbones.quantization import Base, is_cast
+from .backbones.quantization import Base, is_cast, is_packed
 from .errors import TTOMError
 from .objectives import alignment_loss
 from .optimize import agreed, insist_on_layers
@@ -43,8 +43,15 @@ RESERVE = 0.05  # of the free memory, left to kernels' workspaces and the alloca
 PHRASES = 4  # whose maps are counted: hardly more than nothing each
 SMALLER = "make the clip shorter or smaller"
 ADAMW_STATES = 2  # moments, beside the parameter itself
-# Bytes a weight of the blocks' linear layers: nf4 has an fp32 scale for every 64.
-WEIGHT_BYTES: dict[Base, float] = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
+GGUFType = Literal["Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K"]
+Packing = Base | GGUFType
+# Bytes a weight of the blocks' linear layers: of GGUF's types, a block's of 32 or 256 with its scales (the
+# package gguf's GGML_QUANT_SIZES; Q5_0 and Q4_0 are as Q5_K and Q4_K); nf4 has an fp32 scale for every 64.
+GGUF_BYTES: dict[Packing, float] = {
+    "Q8_0": 34 / 32, "Q6_K": 210 / 256, "Q5_K": 176 / 256, "Q4_K": 144 / 256, "Q3_K": 110 / 256,
+}  # fmt: skip
+WEIGHT_BYTES: dict[Packing, float] = {"int8": 1.0, "nf4": 0.5 + 4 / 64, **GGUF_BYTES}
+UNPACKING = 10  # bytes a weight at most, while diffusers unpacks a GGUF matrix
 
 
 class NotEnoughMemory(TTOMError):
@@ -65,7 +72,7 @@ class Plan(NamedTuple):
     offload: bool = False  # text encoder and VAE are on the device only while they work
     checkpointing: bool = False
     resident_blocks: bool = False  # blocks behind the deepest loss layer wait off the device
-    base: Base = "full"
+    base: Packing = "full"
 
     def __str__(self) -> str:
         words = {
@@ -130,7 +137,8 @@ class Blueprint:
     blocks: tuple[int, ...]
     rest: int  # of the transformer
     dtype: torch.dtype
-    experts: int = 1
+    other_expert: int = 0
+    unpacking: int = 0  # the most that one packed matrix takes while it is unpacked
     counted: dict[Any, dict[str, int]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -138,17 +146,29 @@ class Blueprint:
         return sum(self.blocks) + self.rest
 
 
-@functools.lru_cache(maxsize=16)
-def published(name: str, dtype: torch.dtype = torch.bfloat16, base: Base = "full") -> Blueprint:
-    """The blueprint of a published model; TTOMError for a name that is not among them."""
-    import diffusers
+def published(name: str, dtype: torch.dtype = torch.bfloat16, base: Packing = "full") -> Blueprint:
+    """The blueprint of a published model; TTOMError for a name that is not among them.
 
+    With a GGUF type it is that of a file that has all matrices of the blocks in this type. It takes the place
+    of one transformer: a second expert stays as it is.
+    """
     if name not in PUBLISHED:
         raise TTOMError(f"There is no published model {name!r} here; choose one of {', '.join(PUBLISHED)}.")
     model = PUBLISHED[name]
-    for other, twin in PUBLISHED.items():
-        if other != name and twin.transformer == model.transformer and twin.experts < model.experts:
-            return dataclasses.replace(published(other, dtype, base), experts=model.experts)
+    # Models of one size share what is counted.
+    first = next(other for other, twin in PUBLISHED.items() if twin.transformer == model.transformer)
+    expert = _expert(first, dtype, base)
+    if model.experts == 1:
+        return expert
+    other = _expert(first, dtype, "full") if base in GGUF_BYTES else expert
+    return dataclasses.replace(expert, other_expert=other.transformer)
+
+
+@functools.lru_cache(maxsize=32)
+def _expert(name: str, dtype: torch.dtype, base: Packing) -> Blueprint:
+    import diffusers
+
+    model = PUBLISHED[name]
     wan = model.pipeline == "WanPipeline"
     kind = diffusers.WanTransformer3DModel if wan else diffusers.CogVideoXTransformer3DModel
     transformer = _on_meta(kind, model.transformer, dtype, base)
@@ -156,7 +176,8 @@ def published(name: str, dtype: torch.dtype = torch.bfloat16, base: Base = "full
     blocks = tuple(_weight_bytes(block, base) for block in backbone.blocks)
     rest = held(transformer) - sum(held(block) for block in backbone.blocks)
     vae, text_encoder = _other_parts(model.pipeline, dtype)
-    return Blueprint(backbone, vae, text_encoder, blocks, rest, dtype, model.experts)
+    unpacking = _unpacking(backbone) if base in GGUF_BYTES else 0
+    return Blueprint(backbone, vae, text_encoder, blocks, rest, dtype, unpacking=unpacking)
 
 
 @functools.lru_cache(maxsize=8)
@@ -225,7 +246,8 @@ def blueprint_of(backbone: PipelineBackbone) -> Blueprint:
         blocks,
         held(real) - sum(blocks),
         dtype,
-        1 + (getattr(pipeline, "transformer_2", None) is not None),
+        0 if (other := getattr(pipeline, "transformer_2", None)) is None else held(other),
+        _unpacking(twin) if is_packed(real) else 0,
     )
     backbone._blueprint = made  # type: ignore[attr-defined]
     return made
@@ -241,7 +263,7 @@ def _family(pipeline: str) -> type[PipelineBackbone]:
     return found
 
 
-def _on_meta(cls: Any, config: dict[str, Any], dtype: torch.dtype, base: Base = "full") -> Any:
+def _on_meta(cls: Any, config: dict[str, Any], dtype: torch.dtype, base: Packing = "full") -> Any:
     """A model of this config on the meta device, its types as from_pretrained would give them."""
     with torch.device("meta"):
         module = cls.from_config({k: v for k, v in config.items() if not k.startswith("_")})
@@ -267,12 +289,19 @@ def held(module: nn.Module, device: torch.device | None = None) -> int:
     return size
 
 
-def _weight_bytes(block: nn.Module, base: Base) -> int:
+def _weight_bytes(block: nn.Module, base: Packing) -> int:
     size = held(block)
     if base in WEIGHT_BYTES:
-        linear = [m.weight for m in block.modules() if isinstance(m, nn.Linear)]
-        size += round(sum(w.numel() * WEIGHT_BYTES[base] - w.nbytes for w in linear))
+        size += round(sum(w.numel() * WEIGHT_BYTES[base] - w.nbytes for w in _matrices(block)))
     return size
+
+
+def _matrices(module: nn.Module) -> list[Tensor]:
+    return [part.weight for part in module.modules() if isinstance(part, nn.Linear)]
+
+
+def _unpacking(backbone: PipelineBackbone) -> int:
+    return UNPACKING * max(weight.numel() for weight in _matrices(backbone.blocks))
 
 
 # ---- counting ------------------------------------------------------------------------------------
@@ -447,8 +476,9 @@ def forecast(model: Blueprint, clip: Clip, settings: TTOSettings | None, plan: P
     decoding = _counted(model, ("decode", clip), lambda: {"decoding": count_decoding(model, clip)})
     vae = held(model.vae)
     idle = {} if plan.offload else {"text encoder": model.text_encoder, "VAE": vae}
-    other = {} if plan.offload or model.experts == 1 else {"other expert": model.transformer}
+    other = {} if plan.offload or not model.other_expert else {"other expert": model.other_expert}
     transformer = {"transformer": model.transformer}
+    unpacked = {"unpacked weight": model.unpacking}
     phases = {
         "encode": {"text encoder": model.text_encoder}
         | ({} if plan.offload else {"VAE": vae} | transformer | other)
@@ -463,9 +493,11 @@ def forecast(model: Blueprint, clip: Clip, settings: TTOSettings | None, plan: P
         chosen = settings
         parts = _counted(model, key, lambda: count_iteration(model, clip, chosen))
         late = sum(model.blocks[max(settings.layers) + 1 :]) if plan.resident_blocks else 0
-        phases["optimise"] = idle | other | {"transformer": model.transformer - late} | parts
+        phases["optimise"] = idle | other | {"transformer": model.transformer - late} | parts | unpacked
         adapter = {"adapter and optimiser": parts["adapter and optimiser"]}
-    phases["sample"] = idle | other | transformer | adapter | step
+    # With offload the experts take turns.
+    larger = max(model.transformer, model.other_expert) if plan.offload else model.transformer
+    phases["sample"] = idle | other | {"transformer": larger} | adapter | step | unpacked
     phases["decode"] = {"VAE": vae} | decoding
     if not plan.offload:
         phases["decode"] |= {"text encoder": model.text_encoder} | transformer | other
@@ -607,14 +639,22 @@ def _advice(
     return SMALLER
 
 
-def _in_base(model: Blueprint, base: Base) -> Blueprint:
+def _in_base(model: Blueprint, base: Packing) -> Blueprint:
     """About the same model with other weights: what is counted is left as it is."""
     if base == "full":
         return model
     factor = WEIGHT_BYTES.get(base, 1.0) / model.dtype.itemsize
-    return dataclasses.replace(model, blocks=tuple(round(size * factor) for size in model.blocks))
+    blocks = tuple(round(size * factor) for size in model.blocks)
+    other = sum(blocks) + model.rest if model.other_expert else 0
+    return dataclasses.replace(model, blocks=blocks, other_expert=other)
 
 
 def with_weights_of(model: Blueprint, other: Blueprint) -> Blueprint:
     """A model with another's weights and its own counts: with checkpointing they are about the same."""
-    return dataclasses.replace(model, blocks=other.blocks, rest=other.rest)
+    return dataclasses.replace(
+        model,
+        blocks=other.blocks,
+        rest=other.rest,
+        other_expert=other.other_expert,
+        unpacking=other.unpacking,
+    )

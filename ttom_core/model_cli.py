@@ -20,7 +20,7 @@ def add_model(parser: argparse.ArgumentParser, default: Path) -> None:
         "--transformer",
         type=Path,
         metavar="FILE",
-        help="a single-file transformer in place of the model's: safetensors or GGUF",
+        help="a single-file transformer in place of the model's: safetensors or GGUF (Wan only)",
     )
     parser.add_argument(
         "--weights",

@@ -71,6 +71,12 @@ def load(
         known = ", ".join(BACKBONES)
         raise ModelError(f"{folder} holds a {family}, which TTOM does not know; it knows {known}.")
     module, name = BACKBONES[family]
+    cls = getattr(importlib.import_module(f".{module}", __name__), name)
+    if transformer is not None and not cls.takes_single_file:
+        raise ModelError(
+            f"diffusers reads no single-file transformer for a {family}, safetensors or GGUF; give a folder "
+            "with the model's own."
+        )
     single = _single_file(transformer) if transformer is not None else None
     check_base(base, single, device or _best_device())
     if offload and (device or _best_device()) == "cpu":
@@ -85,7 +91,6 @@ def load(
             f"{folder} holds damaged or only partly downloaded files, {_listed(folder, damaged)}; download "
             "the model again."
         )
-    cls = getattr(importlib.import_module(f".{module}", __name__), name)
     try:
         backbone: Backbone = cls.from_folder(folder, device, dtype, single, base, offload)
     except TTOMError:

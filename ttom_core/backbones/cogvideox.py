@@ -47,7 +47,6 @@ class CogVideoXBackbone(PipelineBackbone):
 
     @classmethod
     def _own_parts(cls, folder: Path, dtype: torch.dtype, transformer: Path | None) -> dict[str, Any]:
-        parts = super()._own_parts(folder, dtype, transformer)
         can_read_pieces = is_sentencepiece_available() and is_protobuf_available()
         if not (can_read_pieces or (folder / "tokenizer" / "tokenizer.json").exists()):
             raise TTOMError(
@@ -56,7 +55,7 @@ class CogVideoXBackbone(PipelineBackbone):
             )
         # The listing names a tokenizer that, in older releases, does not say where its tokens lie.
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        return parts | {"tokenizer": tokenizer}
+        return {"tokenizer": tokenizer}
 
     def _trained_fps(self) -> int:
         return 16 if self.transformer.config.patch_size_t else 8  # 1.5 alone has patches over time

@@ -44,6 +44,7 @@ class PipelineBackbone(ABC):
 
     family: ClassVar[str]  # the first word of its fingerprints
     pipeline_class: ClassVar[Any]
+    takes_single_file: ClassVar[bool] = False  # in place of the folder's transformer
     blocks_name: ClassVar[str]
     attention_name: ClassVar[str]  # of the attention, in a block, that the text is a part of
     guided_rows: ClassVar[int] = 1  # of one denoiser call in guided sampling
@@ -129,12 +130,7 @@ class PipelineBackbone(ABC):
     @classmethod
     def _own_parts(cls, folder: Path, dtype: torch.dtype, transformer: Path | None) -> dict[str, Any]:
         """Parts of the pipeline that are loaded otherwise than its listing says."""
-        if transformer is None:
-            return {}
-        raise TTOMError(
-            f"A {cls.pipeline_class.__name__} cannot take a single-file transformer; give a diffusers folder "
-            "with its own."
-        )
+        return {}
 
     def check_trainable(self, sigmas: Sequence[float] = ()) -> None:
         attentions = [getattr(block, self.attention_name) for block in self.blocks]

@@ -26,7 +26,7 @@ class WanBackbone(PipelineBackbone):
     """
 
     family = "wan"
-    pipeline_class = WanPipeline
+    pipeline_class, takes_single_file = WanPipeline, True
     blocks_name, attention_name, self_attention_name = "blocks", "attn2", "attn1"
 
     def __init__(self, pipeline: WanPipeline, fps: int | None = None) -> None:
