@@ -54,7 +54,7 @@ evaluate: $(VENV)/core.stamp
 	$(BIN)/ttom evaluate --result benchmarks/results/evaluate.json $(if $(WORKERS),--workers $(WORKERS))
 	$(BIN)/python benchmarks/readme.py
 
-# Every table of evidence and the page of all: 7,700 clips of about 20 s on a core, 22 hours on 2 cores, 11 on 4.
+# Every table of evidence and the page of all: 7,800 clips of 5 to 25 s on a core, 18 hours on 2 cores, 9 on 4.
 # Interrupted, it goes on from there; what other code, settings or another model made is made again.
 evidence: $(VENV)/core.stamp
 	$(BIN)/python benchmarks/evidence.py $(if $(WORKERS),--workers $(WORKERS))
@@ -64,12 +64,12 @@ evidence: $(VENV)/core.stamp
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/readme.py
 
-# The same path but the memory's, in about 10 minutes on 2 cores, with too few prompts and steps to tell
+# The same path but the memory's, in about 11 minutes on 2 cores, with too few prompts and steps to tell
 # anything: outputs/evidence/quick.
 evidence-quick: QUICK := --results outputs/evidence/quick $(if $(WORKERS),--workers $(WORKERS))
 evidence-quick: $(VENV)/core.stamp
-	$(BIN)/python benchmarks/evidence.py --limit 7 --steps 10 $(QUICK)
-	$(BIN)/python benchmarks/ablations.py all --limit 1 --steps 10 $(QUICK)
+	$(BIN)/python benchmarks/evidence.py --limit 7 --steps 8 $(QUICK)
+	$(BIN)/python benchmarks/ablations.py all --limit 1 --steps 8 $(QUICK)
 	$(BIN)/python benchmarks/probe.py --limit 1 $(QUICK)
 	$(BIN)/python benchmarks/report.py --results outputs/evidence/quick --out outputs/evidence/quick/index.html
 

@@ -6,6 +6,8 @@
 Every method has the same prompts, plans, seeds and steps. Composition, presence and distortion, overall
 and by category (the paper's table 1), with paired differences. Resumable: a clip is a line in rows.jsonl;
 its frames are kept beside it, for benchmarks/report.py. Writes results/evidence.json and .png.
+
+A prompt takes about 85 s of one core, by six methods: all of them 75 minutes on four cores, 49 of them 17.
 """
 
 from __future__ import annotations

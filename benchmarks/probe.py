@@ -8,7 +8,8 @@ blocks that the layer's loss reaches, as presets have it, and by one on the laye
 alone, which is as large in every layer. The rank correlation of a layer's soft IoU with its gain over the
 base model, in composition and in presence, has an interval over prompts; that of its depth stands beside it
 as a control. Resumable: a clip is a line in rows.jsonl. Writes results/probe.json, results/probe.png (a row a
-layer) and results/probe_relevance.png (layers and heads).
+layer) and results/probe_relevance.png (layers and heads). A prompt takes about 3 minutes of one core with six
+layers: all of them an hour on four cores.
 """
 
 from __future__ import annotations

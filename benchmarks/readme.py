@@ -164,10 +164,10 @@ def presets_table() -> str:
 
 def claims_table(results: Path) -> str:
     """One row a claim or goal whose result files are all there; nothing where there is no such claim."""
-    from ttom_core.evaluation.claims import RULE, judged
+    from ttom_core.evaluation.claims import RULE, judged, mixed
     from ttom_core.evaluation.paper import CLAIMS, GOALS
 
-    found = {path.stem: _result(path) for path in results.glob("*.json")}
+    found = {path.stem: _result(path) for path in sorted(results.glob("*.json"))}
     rows = [
         (claim.source, claim.text, *judged(claim, found))
         for claim in (*CLAIMS, *GOALS)
@@ -177,7 +177,8 @@ def claims_table(results: Path) -> str:
         return ""
     lines = ["| | claim | verdict | figures |", "|---|---|---|---|"]
     lines += [f"| {source} | {text} | **{verdict}** | {words} |" for source, text, verdict, words in rows]
-    return "\n".join([*lines, "", RULE, ""])
+    warning = mixed(found)
+    return "\n".join([*lines, "", RULE, *(["", f"**{warning}**"] if warning else []), ""])
 
 
 TABLES: dict[str, Callable[[Figures], str]] = {

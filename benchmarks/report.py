@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ttom_core.errors import TTOMError
-from ttom_core.evaluation.claims import FAILS, HOLDS, OPEN, RULE, Claim, Result, judged, number
+from ttom_core.evaluation.claims import FAILS, HOLDS, OPEN, RULE, Claim, Result, judged, mixed, number
 from ttom_core.evaluation.evaluate import QUALITIES
 from ttom_core.evaluation.paper import CATEGORIES, CLAIMS, GOALS, MEMORY
 
@@ -133,19 +133,6 @@ def source(result: Result) -> str:
     return f'<p class="source">{escape(text)}</p>'
 
 
-def mixed(results: Mapping[str, Result]) -> str:
-    """A warning where the results are not all of one model."""
-    models: dict[str, list[str]] = {}
-    for name, result in results.items():
-        if model := result.get("settings", {}).get("model"):
-            models.setdefault(str(model), []).append(name)
-    if len(models) < 2:
-        return ""
-    told = "; ".join(f"{', '.join(names)}: {model}" for model, names in models.items())
-    text = f"These results are of different models, and do not belong together. {told}."
-    return f'<p class="fails">{escape(text)}</p>'
-
-
 def page(results: Mapping[str, Result], folder: Path) -> str:
     """The whole page from the results by name; charts and videos are looked for in their folder."""
     parts = [
@@ -153,7 +140,7 @@ def page(results: Mapping[str, Result], folder: Path) -> str:
         "<p>Test-time optimisation and memory for compositional video, measured on the embedded demo model: "
         "composition asks whether the prompt's claim holds in the frames, presence whether its objects are "
         "there and clean, distortion how far they are from their size and shape.</p>",
-        mixed(results),
+        f'<p class="fails">{escape(warning)}</p>' if (warning := mixed(results)) else "",
         f"<h2>The paper's claims</h2><p>{escape(RULE)}</p>",
         claims(CLAIMS, results),
         "<h2>Goals</h2>",

@@ -16,7 +16,16 @@ import pytest
 from demo.train import SHIFT
 from ttom_core.evaluation import evaluate as evaluation
 from ttom_core.evaluation.comparison import Comparison, compare
-from ttom_core.evaluation.evaluate import OPTIMISING, SCORING, Clip, evaluate, load_prompts
+from ttom_core.evaluation.evaluate import (
+    OPTIMISING,
+    QUALITIES,
+    SCORING,
+    Clip,
+    evaluate,
+    figures,
+    load_prompts,
+)
+from ttom_core.evaluation.paper import CATEGORIES, CLAIMS, GOALS, MEMORY
 from ttom_core.optimize import PRESETS, TTOSettings, sigma_of_step
 from ttom_core.probe import ProbeSettings, Relevance
 
@@ -114,6 +123,23 @@ def test_a_probe_that_finds_no_object_still_tells_the_gains(tmp_path, monkeypatc
     assert "composition_of_layer_1_over_base" in result["figures"]
     assert not [name for name in result["figures"] if "relevan" in name]
     assert (result["settings"]["recommended"], result["settings"]["model"]) == ([], "toy")
+
+
+def test_every_claim_has_its_figure():
+    """A misspelt one would only ever say that it has not been measured."""
+    comparisons = {f"ablation_{name}": table for name, table in TABLES.items()}
+    comparisons["evidence"] = EVIDENCE["EVIDENCE"]
+    conditions = [condition for claim in (*CLAIMS, *GOALS) for condition in claim.conditions]
+    for condition in conditions:
+        if condition.result == MEMORY:
+            continue  # tests/test_memory_quality.py
+        asked = comparisons[condition.result]
+        qualities = dict.fromkeys(QUALITIES, 0.5)
+        made = [{"category": category, "seconds": 1.0, **qualities} for category in CATEGORIES]
+        rows = dict.fromkeys(asked.methods, made)
+        table = figures(rows, asked.pairs, asked.by_category) | (asked.extra(rows) if asked.extra else {})
+        own, last = asked.reference, list(asked.methods)[-1]
+        assert condition.figure.format(own=own, last=last) in table, condition
 
 
 def test_goals_are_means_above_zero():

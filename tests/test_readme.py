@@ -89,7 +89,7 @@ def test_the_evidence_is_a_row_a_method(tmp_path):
         ("TTOM composes better than its base model", HOLDS, "0.100 (0.050 to 0.150), asked: above 0 (n 210)"),
         ("TTOM composes better than LVD", FAILS, "-0.100 (-0.150 to -0.050)"),
         ("LVD composes better than the base model", OPEN, "0.020 (-0.010 to 0.050)"),
-        ("LVD lowers it", OPEN, "has not been measured"),
+        ("LVD lowers the base model's quality (its presence)", OPEN, "has not been measured"),
         ("the best preset composes 0.85 or more", FAILS, "0.500 (0.450 to 0.550), asked: above 0.85"),
     ],
 )
@@ -112,3 +112,11 @@ def test_only_claims_whose_files_are_there_are_judged(tmp_path):
     ]
     assert "fewer than 20" in text and "Nothing is rounded in a claim's favour." in text
     assert not rows(text, "| method")
+
+
+def test_claims_on_results_of_different_models_say_so(tmp_path):
+    evidence(tmp_path)
+    assert "different models" not in fill(tmp_path)
+    for name in ("ablation_losses", "probe"):
+        write(tmp_path, name, {}, model=f"model of {name}", methods={}, pairs=[["bce", "jsd"]])
+    assert "**These results are of different models, and do not belong together." in fill(tmp_path)

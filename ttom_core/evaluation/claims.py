@@ -13,7 +13,7 @@ RULE = (
     f"A claim holds here when the whole 95 % interval of its figure (bootstrap over prompts, at the same "
     f"prompt and seed) lies where the claim puts it; it does not hold here when the whole interval lies on "
     f"the other side; otherwise, or with fewer than {FEWEST} prompts, it cannot be told. A claim of several "
-    "figures needs all of them. Nothing is rounded in a claim's favour."
+    "figures needs all of them, one that says “or” any. Nothing is rounded in a claim's favour."
 )
 
 
@@ -81,6 +81,18 @@ def judged(claim: Claim, results: Mapping[str, Result]) -> tuple[str, str]:
         few = f", fewer than {FEWEST}" if figure["n"] < FEWEST else ""
         words.append(f"{name.replace('_', ' ')} {number(figure)}, asked: {asked} (n {figure['n']}{few})")
     return together(verdicts, claim.either), "; ".join(words)
+
+
+def mixed(results: Mapping[str, Result]) -> str:
+    """A sentence where the results are not all of one model, else nothing."""
+    models: dict[str, list[str]] = {}
+    for name, result in results.items():
+        if model := result.get("settings", {}).get("model"):
+            models.setdefault(str(model), []).append(name)
+    if len(models) < 2:
+        return ""
+    told = "; ".join(f"{', '.join(names)}: {model}" for model, names in models.items())
+    return f"These results are of different models, and do not belong together. {told}."
 
 
 def _figure_name(pattern: str, result: Result | None) -> str:
