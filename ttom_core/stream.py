@@ -149,9 +149,13 @@ def stream(
 
 
 def _finished(path: Path) -> dict[tuple[int, str], Row]:
-    """The rows of an earlier run, by index and what made them; a line cut short is not one of them."""
+    """The rows of an earlier run, by index and what made them; a line cut short is closed and left out."""
     done = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    if text and not text.endswith("\n"):
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n")  # else the next row would be lost with it
+    for line in text.splitlines():
         try:
             fields = json.loads(line)
             made_with = fields.pop("made_with")
