@@ -55,7 +55,7 @@ MIRROR = {"left": "right", "right": "left", "up": "down", "down": "up", "above":
 class Variant:
     """One way to make a clip. memory: entries it was built from, 0 for none; source: whose entries."""
 
-    iterations: int = 8  # 0 does not optimise
+    iterations: int = PRESETS["demo"].iterations  # 0 does not optimise
     memory: int = 0
     top_k: int = 5
     source: str = "own"  # own, mirrored or random
@@ -201,7 +201,7 @@ def table_of(rows: dict[str, dict[int, Row]]) -> dict[str, dict[str, Any]]:
     table: dict[str, dict[str, Any]] = {}
     if whole:
         table |= figures(whole, [pair for pair in PAIRS if whole.keys() >= {*pair}], by_category=False)
-    for name in rows.keys() - whole.keys():
+    for name in (name for name in rows if name not in whole):
         # Only where the memory knows the mirrored scene: elsewhere nothing was read.
         where = [index for index, row in rows[name].items() if row["entries"]]
         beside = {
