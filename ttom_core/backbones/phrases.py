@@ -8,6 +8,12 @@ from dataclasses import dataclass
 
 from ..errors import TTOMError
 
+# Letters of scripts that put no space between words (Thai to Burmese, Khmer, kana, Chinese), or write endings
+# to a word (Korean): a phrase may begin and end in the midst of them.
+_JOINED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3"
+_BEFORE = rf"(?:(?<![^\W{_JOINED}])|(?=[{_JOINED}]))"
+_AFTER = rf"(?:(?![^\W{_JOINED}])|(?<=[{_JOINED}]))"
+
 
 @dataclass(frozen=True)
 class EncodedPrompt:
@@ -28,27 +34,28 @@ def phrase_positions(
     """Token positions of each phrase, of all its mentions; `offsets` are the tokens' places in the text.
 
     The model sees `limit` tokens, the last of them the end-of-text token. TTOMError when a phrase is absent
-    or past the limit.
+    (a part of a word is not the word) or past the limit.
     """
     taken: list[tuple[int, int]] = []
     found: dict[str, tuple[int, ...]] = {}
     # The longest first, so that "circle" is not looked for inside "red circle".
     for phrase in sorted(phrases, key=len, reverse=True):
-        pattern = rf"(?<!\w){re.escape(phrase)}(?!\w)"
+        pattern = _BEFORE + re.escape(phrase) + _AFTER
         spans = [
             match.span()
             for match in re.finditer(pattern, text, re.IGNORECASE)
             if not any(match.start() < end and start < match.end() for start, end in taken)
         ]
-        if not spans:
-            raise TTOMError(
-                f"The phrase {phrase!r} is not in the prompt {text!r}; use the prompt's own words."
-            )
-        taken += spans
         mentions = [
             [i for i, (start, end) in enumerate(offsets) if start < end and start < b and a < end]
             for a, b in spans
         ]
+        mentions = [mention for mention in mentions if mention]  # empty: of what the tokenizer leaves out
+        if not mentions:
+            raise TTOMError(
+                f"The phrase {phrase!r} is not in the prompt {text!r}; use the prompt's own words."
+            )
+        taken += spans
         # Half a mention is none: "red" of "red circle" would be the map of something else.
         kept = tuple(i for mention in mentions if mention[-1] < limit - 1 for i in mention)
         if not kept:
