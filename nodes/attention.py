@@ -12,6 +12,7 @@ from ..ttom_core.evaluation.grounding import DETECTOR, GROUNDINGS, SEGMENTER, gr
 from ..ttom_core.pictures import relevance_chart, relevance_strip
 from ..ttom_core.probe import COUNT, ProbeSettings, probe_clip, recommend
 from . import host
+from .inputs import checked, sampling_inputs
 from .types import BackboneSocket, LayoutSocket, to_image
 
 if TYPE_CHECKING:
@@ -48,12 +49,7 @@ class AttentionProbe(io.ComfyNode):
                 io.Int.Input(
                     "count", default=COUNT, min=1, max=1000, tooltip="How many layers to recommend."
                 ),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
-                io.Int.Input("steps", default=20, min=1, max=1000),
-                io.Float.Input("guidance_scale", default=4.0, min=0.0, max=100.0, step=0.1),
-                io.Int.Input("num_frames", default=21, min=1, max=1024, step=4),
-                io.Int.Input("width", default=64, min=16, max=4096, step=8),
-                io.Int.Input("height", default=64, min=16, max=4096, step=8),
+                *sampling_inputs(),
                 io.String.Input(
                     "detector",
                     default=DETECTOR,
@@ -80,6 +76,7 @@ class AttentionProbe(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         backbone: Backbone,

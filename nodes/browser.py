@@ -15,6 +15,7 @@ from aiohttp import web
 
 from ..ttom_core.errors import TTOMError
 from . import host
+from .inputs import insist_on_licence
 
 if TYPE_CHECKING:
     from ..ttom_core.memory.store import MemoryEntry, MemoryStore
@@ -71,8 +72,7 @@ async def _export(request: web.Request) -> web.Response:
 
     asked = await _asked(request)
     ids, licence = _ids(asked.get("ids")), asked.get("licence")
-    if not isinstance(licence, str) or not 0 < len(licence) <= 100:
-        raise TTOMError("licence: say what others may do with the pack, such as CC0-1.0.")
+    insist_on_licence(licence)
 
     def packed(store: MemoryStore) -> bytes:
         with tempfile.TemporaryDirectory() as folder:

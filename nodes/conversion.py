@@ -20,6 +20,7 @@ from ..ttom_core.conversion import (
 )
 from ..ttom_core.errors import TTOMError
 from ..ttom_core.layout import Layout
+from .inputs import checked
 from .types import BoundingBoxSocket, LayoutSocket
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ class LayoutFromBoxes(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         phrases: str,
@@ -154,6 +156,7 @@ class LayoutFromMask(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, mask: torch.Tensor, phrase: str, tolerance: float, layout: Layout | None = None
     ) -> io.NodeOutput:
@@ -205,6 +208,7 @@ class LayoutFromTracks(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         tracks: str,
@@ -246,6 +250,7 @@ class LayoutToBoxes(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, layout: Layout, num_frames: int, width: int, height: int) -> io.NodeOutput:
         boxes = layout_to_boxes(layout, num_frames, Size(width, height))
         return io.NodeOutput(boxes, json.dumps(boxes))
@@ -266,5 +271,6 @@ class LayoutToTracks(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, layout: Layout, num_frames: int, width: int, height: int) -> io.NodeOutput:
         return io.NodeOutput(layout_to_tracks(layout, num_frames, Size(width, height)))

@@ -8,8 +8,9 @@ import numpy as np
 from comfy_api.latest import io, ui
 
 from ..ttom_core.errors import TTOMError
-from ..ttom_core.layout import Layout, LayoutError
+from ..ttom_core.layout import Layout
 from ..ttom_core.planner import check
+from .inputs import about, checked, frame_inputs
 from .types import LayoutSocket
 
 if TYPE_CHECKING:
@@ -39,15 +40,7 @@ class LayoutEditor(io.ComfyNode):
                     tooltip="What the video should show; it names the objects that are drawn. Empty: the "
                     "upstream layout's own.",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=64,
-                    min=16,
-                    max=4096,
-                    step=8,
-                    tooltip="The size that pixels are counted in. Boxes fit videos of any size.",
-                ),
-                io.Int.Input("height", default=64, min=16, max=4096, step=8),
+                *frame_inputs("The size that pixels are counted in. Boxes fit videos of any size."),
                 io.Int.Input(
                     "num_frames",
                     default=21,
@@ -84,6 +77,7 @@ class LayoutEditor(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         prompt: str,
@@ -119,10 +113,8 @@ def _read(drawn: object) -> Layout | None:
         raise TTOMError(f"drawn: a drawing is a layout as JSON text, not {type(drawn).__name__}.")
     if not drawn.strip():
         return None
-    try:
+    with about("drawn"):
         drawing = Layout.from_json(drawn)
-    except LayoutError as error:
-        raise TTOMError(f"drawn: {error}") from None
     return drawing if drawing.objects else None
 
 

@@ -46,9 +46,11 @@ def model_folders() -> dict[str, Path]:
 
 def _memory_folder(name: str) -> Path:
     """Where the memory of this name lives: in the user folder, so that updating the pack keeps it."""
-    if not re.fullmatch(r"\w[\w .-]{0,63}", name) or name.endswith((".", " ")):
+    fits = re.fullmatch(r"\w[\w .-]{0,63}", name) and len(name.encode()) <= 200  # a folder's name has 255
+    if not fits or name.endswith((".", " ")):
         raise TTOMError(
-            f"A memory cannot be called {name!r}; use up to 64 letters, digits, spaces, dots and hyphens."
+            f"A memory cannot be called {name[:80]!r}; use up to 64 letters, digits, spaces, dots and "
+            "hyphens."
         )
     return Path(folder_paths.get_user_directory()) / "ttom_memory" / name
 
@@ -98,7 +100,13 @@ def memory_packs() -> dict[str, Path]:
 def output_file(prefix: str, suffix: str) -> Path:
     """A new file in ComfyUI's output folder, numbered like the pictures that are saved there."""
     root = folder_paths.get_output_directory()
-    folder, name, count, *_ = folder_paths.get_save_image_path(prefix, root)
+    try:
+        folder, name, count, *_ = folder_paths.get_save_image_path(prefix, root)
+    except Exception as error:  # it has no errors of its own, and says where the server keeps its files
+        raise TTOMError(
+            f"filename_prefix: {prefix[:80]!r} is no place in the output folder; give a name such as "
+            "memory/pack."
+        ) from error
     # ComfyUI counts the files that end in an underscore before their suffix.
     return Path(folder) / f"{name}_{count:05}_.{suffix}"
 
@@ -149,7 +157,8 @@ def routes() -> RouteTableDef | None:
 def _say(text: str, node_id: str) -> None:
     from server import PromptServer
 
-    PromptServer.instance.send_progress_text(text, node_id)
+    # Frontends of 2025 take what stands below a node for HTML.
+    PromptServer.instance.send_progress_text(text.replace("<", "‹"), node_id)
 
 
 def nothing() -> ExecutionBlocker:

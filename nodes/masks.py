@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..ttom_core.errors import TTOMError
 from ..ttom_core.layout import Layout
-from ..ttom_core.masks import soft_masks
+from ..ttom_core.masks import MASK_KINDS, soft_masks
+from .inputs import checked, clip_inputs, insist_on_phrase, insist_on_size, phrase_input
 from .types import LayoutMasks, LayoutSocket, MasksSocket
-
-KINDS = ["gaussian", "blurred_box", "hard_box"]
 
 
 class SoftMask(io.ComfyNode):
@@ -26,7 +24,7 @@ class SoftMask(io.ComfyNode):
                 LayoutSocket.Input("layout"),
                 io.Combo.Input(
                     "kind",
-                    options=KINDS,
+                    options=list(MASK_KINDS),
                     default="gaussian",
                     tooltip="A bell around the centre, a box with blurred edges, or the bare box.",
                 ),
@@ -38,22 +36,8 @@ class SoftMask(io.ComfyNode):
                     step=0.01,
                     tooltip="Spread as a share of the box's size.",
                 ),
-                io.Int.Input(
-                    "num_frames",
-                    default=21,
-                    min=1,
-                    max=1024,
-                    step=4,
-                    tooltip="Size of the mask output; the sampler draws the masks at its own size.",
-                ),
-                io.Int.Input("width", default=64, min=16, max=4096, step=8),
-                io.Int.Input("height", default=64, min=16, max=4096, step=8),
-                io.String.Input(
-                    "phrase",
-                    default="",
-                    optional=True,
-                    tooltip="Whose mask to put out, e.g. 'red circle'; empty for all objects.",
-                ),
+                *clip_inputs("Size of the mask output; the sampler draws the masks at its own size."),
+                phrase_input("mask to put out"),
             ],
             outputs=[
                 MasksSocket.Output("masks", display_name="masks", tooltip="For the sampler."),
@@ -62,6 +46,7 @@ class SoftMask(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         layout: Layout,
@@ -72,11 +57,10 @@ class SoftMask(io.ComfyNode):
         height: int,
         phrase: str = "",
     ) -> io.NodeOutput:
+        insist_on_size(num_frames, width, height, len(layout.objects))
         masks = soft_masks(layout, (num_frames, height, width), kind, softness)
         values = masks.values
         if phrase := phrase.strip():
-            if phrase not in masks.phrases:
-                known = ", ".join(masks.phrases)
-                raise TTOMError(f"The layout has no phrase {phrase!r}; it has {known}.")
+            insist_on_phrase(phrase, masks.phrases)
             values = values[[masks.phrases.index(phrase)]]
         return io.NodeOutput(LayoutMasks(layout, kind, softness), values.amax(0).clamp(0, 1))

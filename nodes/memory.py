@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
@@ -11,8 +12,9 @@ from ..ttom_core.memory.embedding import text_embedder
 from ..ttom_core.memory.pack import export_pack, import_pack, plan_import, printable
 from ..ttom_core.memory.recall import insert, learn, recall, scene_of
 from ..ttom_core.optimize import PRESETS, insist_on_layers
-from ..ttom_core.probe import chosen_layers
 from . import compat, host
+from .inputs import about, checked, insist_on_licence
+from .sampling import with_layers
 from .types import BackboneSocket, LayoutSocket, MemorySocket, RecallSocket, Solved, SolvedSocket
 
 if TYPE_CHECKING:
@@ -86,13 +88,15 @@ class MemoryOpen(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name: str, read_only: bool, max_entries: int) -> str:
+    def fingerprint_inputs(cls, name: str | None, read_only: bool, max_entries: int) -> str | float:
         """A memory that changed is a changed input, for every node behind this one."""
-        return host.memory_state(name)
+        return math.nan if name is None else host.memory_state(name)  # wired in, it is not known yet
 
     @classmethod
+    @checked
     def execute(cls, name: str, read_only: bool, max_entries: int) -> io.NodeOutput:
-        return io.NodeOutput(host.open_memory(name, read_only, max_entries or None))
+        with about("name"):
+            return io.NodeOutput(host.open_memory(name, read_only, max_entries or None))
 
 
 class MemoryRead(io.ComfyNode):
@@ -138,6 +142,7 @@ class MemoryRead(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         memory: MemoryStore,
@@ -151,8 +156,9 @@ class MemoryRead(io.ComfyNode):
         clip: Any | None = None,
     ) -> io.NodeOutput:
         settings, model = PRESETS[preset], _adaptable(backbone)
-        chosen = chosen_layers(layers, model.fingerprint) if layers.strip() else settings.layers
-        insist_on_layers(chosen, model)
+        if layers.strip():
+            settings = with_layers(settings, layers, model.fingerprint)
+        insist_on_layers(settings.layers, model)
         known = recall(
             memory,
             scene_of(prompt, layout, _embedder(backbone, clip)),
@@ -160,7 +166,7 @@ class MemoryRead(io.ComfyNode):
             threshold=threshold,
             top_k=top_k,
             rank=settings.rank,
-            modules=model.adapter_modules(chosen, settings.scope).keys(),
+            modules=model.adapter_modules(settings.layers, settings.scope).keys(),
         )
         lines = [f"{_line(hit.entry)}: {printable(hit.why)}" for hit in known.hits]
         return _told("\n".join([*lines, *known.skipped]) or "Nothing is known of this scene yet.", known)
@@ -192,6 +198,7 @@ class MemoryInsert(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         memory: MemoryStore,
@@ -248,6 +255,7 @@ class MemoryUpdate(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, memory: MemoryStore, recall: Recall, solved: Solved, on_hit: str) -> io.NodeOutput:
         done = learn(
             memory,
@@ -290,8 +298,10 @@ class MemoryDelete(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, memory: MemoryStore, ids: str, words: str, really: bool) -> io.NodeOutput:
-        chosen = {entry.id: entry for entry in map(memory.get, ids.split())}
+        with about("ids"):
+            chosen = {entry.id: entry for entry in map(memory.get, ids.split())}
         if words.strip():
             chosen |= {entry.id: entry for entry in memory.entries(words)}
         if really:
@@ -319,6 +329,7 @@ class MemoryBrowse(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, memory: MemoryStore, words: str) -> io.NodeOutput:
         lines = [_line(entry) for entry, _ in zip(memory.entries(words), range(LIMIT), strict=False)]
         more = f"… of {len(memory)}" if len(lines) == LIMIT else ""
@@ -346,7 +357,9 @@ class MemoryExport(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, memory: MemoryStore, words: str, filename_prefix: str, licence: str) -> io.NodeOutput:
+        insist_on_licence(licence)
         entries = list(memory.entries(words))
         path = host.output_file(filename_prefix, "ttompack")
         export_pack(memory, entries, path, licence=licence)
@@ -387,6 +400,7 @@ class MemoryImport(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, memory: MemoryStore, backbone: Backbone | compat.Model, pack: str, conflicts: str, really: bool
     ) -> io.NodeOutput:

@@ -13,9 +13,9 @@ from ..ttom_core.forecast import RESERVE, Blueprint, Clip, NotEnoughMemory, coun
 from ..ttom_core.generate import Progress, Reporter
 from ..ttom_core.masks import soft_masks
 from ..ttom_core.optimize import PRESETS, TTO, TTOSettings, insist_on_layers
-from ..ttom_core.probe import chosen_layers
 from . import compat, host
-from .sampling import keep_maps_input, loss_map, starting_inputs
+from .inputs import checked
+from .sampling import keep_maps_input, loss_map, sampler_settings, starting_inputs, with_layers
 from .types import LayoutMasks, MasksSocket, Solved, SolvedSocket, TraceSocket
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Composition:
         self.settings = self.asked
         if self.layers:
             fingerprint = native_fingerprint(compat.weights_of(model))
-            self.settings = self.asked.model_copy(update={"layers": chosen_layers(self.layers, fingerprint)})
+            self.settings = with_layers(self.asked, self.layers, fingerprint)
         # ComfyUI samples without gradients, and this counts what they take.
         with torch.inference_mode(False), torch.enable_grad():
             self.settings, needed = _fitted(model, shape, self.settings)
@@ -158,11 +158,6 @@ def _iteration_bytes(model: compat.Model, shape: Sequence[int], settings: TTOSet
     return sum(count_iteration(blueprint, clip, settings).values())
 
 
-def _settings(preset: str, masks: LayoutMasks, optimise: bool) -> TTOSettings:
-    choice: dict[str, object] = {"mask_kind": masks.kind, "softness": masks.softness}
-    return PRESETS[preset].model_copy(update=choice if optimise else choice | {"iterations": 0})
-
-
 def _preset() -> io.Input:
     return io.Combo.Input(
         "preset",
@@ -246,6 +241,7 @@ class LoRASampler(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: compat.Model,
@@ -269,7 +265,7 @@ class LoRASampler(io.ComfyNode):
         made: Composition | None = None
         if masks is not None:
             adapter = recall.adapter if recall else None
-            settings = _settings(preset, masks, optimise)
+            settings = sampler_settings(preset, masks, optimise)
             say = host.text_on(cls.hidden.unique_id)
             made = Composition(model, masks, settings, layers, adapter, show, say, keep_maps)
         plain = Reporter(steps, show)
@@ -328,6 +324,7 @@ class PatchModel(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: compat.Model,
@@ -342,7 +339,7 @@ class PatchModel(io.ComfyNode):
         def show(progress: Progress) -> None:  # the bar is the sampler's
             say(f"{progress.message}, loss {progress.loss:.3f}")
 
-        settings = _settings(preset, masks, optimise)
+        settings = sampler_settings(preset, masks, optimise)
         adapter = recall.adapter if recall else None
         return io.NodeOutput(Composition(model, masks, settings, layers, adapter, show, say).model)
 
@@ -377,5 +374,6 @@ class EncodePrompt(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, clip: Any, prompt: str) -> io.NodeOutput:
         return io.NodeOutput(compat.encode(clip, prompt))

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from ..ttom_core.errors import TTOMError
 from ..ttom_core.memory.embedding import text_embedder
 from . import compat
+from .inputs import checked
 from .types import BackboneSocket
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class PipelineParts(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, backbone: Any) -> io.NodeOutput:
         from ..ttom_core.backbones.wan import WanBackbone
 

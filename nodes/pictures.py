@@ -10,6 +10,7 @@ from comfy_api.latest import io, ui
 
 from ..ttom_core.errors import TTOMError
 from ..ttom_core.pictures import attention_change, beside, draw_layout, loss_chart, strip
+from .inputs import checked, clip_inputs, insist_on_phrase, insist_on_size, phrase_input
 from .types import LayoutSocket, TraceSocket, to_frames, to_image
 
 if TYPE_CHECKING:
@@ -55,9 +56,7 @@ class LayoutPreview(io.ComfyNode):
                     optional=True,
                     tooltip="The video to draw on; without one, a canvas of the size below.",
                 ),
-                io.Int.Input("num_frames", default=21, min=1, max=1024, step=4),
-                io.Int.Input("width", default=64, min=16, max=4096, step=8),
-                io.Int.Input("height", default=64, min=16, max=4096, step=8),
+                *clip_inputs(),
                 _fps(),
             ],
             outputs=[io.Image.Output("images_out", display_name="images")],
@@ -65,6 +64,7 @@ class LayoutPreview(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         layout: Layout,
@@ -75,6 +75,7 @@ class LayoutPreview(io.ComfyNode):
         images: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         if images is None:
+            insist_on_size(num_frames, width, height)
             frames = np.full((num_frames, height, width, 3), 245, np.uint8)
         else:
             frames = to_frames(images)
@@ -95,12 +96,7 @@ class AttentionPreview(io.ComfyNode):
             inputs=[
                 TraceSocket.Input("trace", tooltip="From a sampler with keep_maps switched on."),
                 io.Image.Input("images", tooltip="The sampler's video, to draw on."),
-                io.String.Input(
-                    "phrase",
-                    default="",
-                    optional=True,
-                    tooltip="Whose attention to show, e.g. 'red circle'; empty for all objects.",
-                ),
+                phrase_input("attention to show"),
                 _fps(),
             ],
             outputs=[io.Image.Output("images_out", display_name="images")],
@@ -108,13 +104,13 @@ class AttentionPreview(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, trace: Trace, images: torch.Tensor, fps: float, phrase: str = "") -> io.NodeOutput:
         before, after = trace.maps_before, trace.maps_after
         if not before or not after:
             raise TTOMError("trace: no attention was kept; switch keep_maps on in the sampler.")
         if phrase := phrase.strip():
-            if phrase not in before:
-                raise TTOMError(f"phrase: there is no {phrase!r}; there is {', '.join(before)}.")
+            insist_on_phrase(phrase, before)
             before = {phrase: before[phrase]}
         drawn = to_image(attention_change(to_frames(images), before, after))
         return io.NodeOutput(drawn, ui=_looping(drawn, "ttom_attention", fps))
@@ -151,6 +147,7 @@ class Compare(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         first: torch.Tensor,
@@ -190,6 +187,7 @@ class LossCurve(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, loss: dict[str, Any]) -> io.NodeOutput:
         losses = [float(value) for value in loss.get("loss", [])]
         if not losses or not all(map(math.isfinite, losses)):

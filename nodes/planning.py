@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..ttom_core.layout import Layout
 from ..ttom_core.planner import LLMSettings, Progress, Proposal, check, propose
 from . import host
+from .inputs import about, checked
 from .types import LayoutSocket, LLMSocket
 
 
@@ -52,6 +53,7 @@ class LanguageModel(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: str,
@@ -135,6 +137,7 @@ class LayoutPlanner(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         prompt: str,
@@ -144,7 +147,8 @@ class LayoutPlanner(io.ComfyNode):
         pinned: str = "",
     ) -> io.NodeOutput:
         if pinned.strip():
-            layout = Layout.from_json(pinned)
+            with about("pinned"):
+                layout = Layout.from_json(pinned)
             proposal = Proposal(layout=layout, faults=tuple(check(layout, prompt)))
         else:
             say = host.text_on(cls.hidden.unique_id)

@@ -10,9 +10,10 @@ from comfy_api.latest import io
 
 from ..ttom_core.backbones import load
 from ..ttom_core.generate import generate
-from ..ttom_core.optimize import PRESETS
+from ..ttom_core.optimize import PRESETS, TTOSettings
 from ..ttom_core.probe import chosen_layers
 from . import host
+from .inputs import about, checked, sampling_inputs
 from .types import (
     BackboneSocket,
     LayoutMasks,
@@ -51,6 +52,7 @@ class LoadModel(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model: str) -> io.NodeOutput:
         # ComfyUI runs nodes in inference mode; weights made there could never be differentiated.
         with torch.inference_mode(False):
@@ -88,6 +90,20 @@ def keep_maps_input() -> io.Input:
         optional=True,
         tooltip="For Attention Preview: the attention before and after, at one more look a step.",
     )
+
+
+def sampler_settings(preset: str, masks: LayoutMasks, optimise: bool) -> TTOSettings:
+    """A preset's settings for these masks; without optimising, what was recalled is used as it is."""
+    choice: dict[str, object] = {"mask_kind": masks.kind, "softness": masks.softness}
+    if not optimise:
+        choice |= {"iterations": 0, "latents": None}
+    return PRESETS[preset].model_copy(update=choice)
+
+
+def with_layers(settings: TTOSettings, layers: str, fingerprint: str) -> TTOSettings:
+    """The settings with the loss in the layers that a user wrote down for this model."""
+    with about("layers"):
+        return settings.model_copy(update={"layers": chosen_layers(layers, fingerprint)})
 
 
 def loss_map(rows: Sequence[Any]) -> Any:
@@ -129,12 +145,7 @@ class TTOSampler(io.ComfyNode):
                     "paper states them, or as the authors' code has them; lvd, latent and noise move the "
                     "latents instead, best does both.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
-                io.Int.Input("steps", default=20, min=1, max=1000),
-                io.Float.Input("guidance_scale", default=4.0, min=0.0, max=100.0, step=0.1),
-                io.Int.Input("num_frames", default=21, min=1, max=1024, step=4),
-                io.Int.Input("width", default=64, min=16, max=4096, step=8),
-                io.Int.Input("height", default=64, min=16, max=4096, step=8),
+                *sampling_inputs(),
                 *starting_inputs(),
                 keep_maps_input(),
             ],
@@ -150,6 +161,7 @@ class TTOSampler(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         backbone: Backbone,
@@ -170,12 +182,9 @@ class TTOSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         settings = None
         if masks is not None:
-            choice: dict[str, object] = {"mask_kind": masks.kind, "softness": masks.softness}
-            if not optimise:
-                choice |= {"iterations": 0, "latents": None}
+            settings = sampler_settings(preset, masks, optimise)
             if layers.strip():
-                choice["layers"] = chosen_layers(layers, backbone.fingerprint)
-            settings = PRESETS[preset].model_copy(update=choice)
+                settings = with_layers(settings, layers, backbone.fingerprint)
         with torch.inference_mode(False):
             made = generate(
                 backbone,
