@@ -121,6 +121,8 @@ def test_a_card_of_no_size_is_refused(capsys, size):
 def test_a_folder_that_is_no_model_is_refused(one_model, capsys, tmp_path):
     code, _, error = doctor(capsys, "--model", str(tmp_path))
     assert code == 2 and "is no whole diffusers folder" in error
+    (tmp_path / "model_index.json").write_text("[" * 200_000)
+    assert doctor(capsys, "--model", str(tmp_path))[2] == error
 
 
 def test_a_model_of_ones_own_is_looked_at_by_its_configs(one_model, capsys, tmp_path):

@@ -1,5 +1,6 @@
 """The forecast is what the real models then hold, and too little memory is said before any long work."""
 
+import dataclasses
 import itertools
 import weakref
 
@@ -20,6 +21,7 @@ from ttom_core.forecast import (
     LiveBytes,
     NotEnoughMemory,
     Plan,
+    _advice,
     blueprint_of,
     count_decoding,
     count_iteration,
@@ -155,6 +157,15 @@ def test_counting_leaves_the_model_alone(family):
     assert blueprint_of(backbone) is blueprint_of(backbone)
 
 
+def test_a_vae_that_decodes_piece_by_piece_is_counted_anew():
+    """Turned on because of a refusal, it is what the next clip is judged by."""
+    backbone, clip = FAMILIES["wan"](), Clip(5, 256, 384)
+    whole = count_decoding(blueprint_of(backbone), clip)
+    backbone.pipeline.vae.enable_tiling(64, 64, 48, 48)
+    assert count_decoding(blueprint_of(backbone), clip) < 0.7 * whole
+    assert blueprint_of(backbone) is blueprint_of(backbone)
+
+
 def test_bytes_live_for_as_long_as_something_holds_them():
     given = torch.zeros(10)
     with LiveBytes([given]) as live:
@@ -283,6 +294,18 @@ def test_too_little_memory_is_one_sentence_before_anything_is_computed(memory):
 
 def test_free_memory_is_some_of_this_machines():
     assert 0 < free_memory(torch.device("cpu")) < 2**50
+
+
+def test_what_is_quantised_is_not_advised_to_be_quantised_again():
+    full, light = (published("CogVideoX-2b", base=base) for base in ("full", "fp8"))
+    gpu = torch.device("cuda")
+    clip, settings = Clip(9, 96, 144), TTOSettings(layers=(2,))
+    plan = next(plan for plan in PLANS if plan.base == "fp8")
+    for model, advised in ((full, True), (light, False)):
+        lighter = dataclasses.replace(model, text_encoder=0, blocks=tuple(s // 2 for s in model.blocks))
+        enough = forecast(lighter, clip, settings, plan).peak
+        model = dataclasses.replace(model, text_encoder=0)
+        assert ("base=" in _advice(model, clip, settings, enough, gpu)) == advised
 
 
 # ---- several devices -----------------------------------------------------------------------------

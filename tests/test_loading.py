@@ -75,6 +75,23 @@ def test_a_folder_can_say_its_frame_rate(folder):
     assert load(folder).fps == 12
 
 
+@pytest.mark.parametrize("fps", ["0", "-8", "7.5", '"12"', "true", "null"])
+def test_a_frame_rate_that_is_none_is_refused(folder, monkeypatch, fps):
+    (folder / "clip.json").write_text(f'{{"fps": {fps}}}')
+    words = r"clip\.json gives .* as fps; write the model's frames a second"
+    refused(words, folder, monkeypatch=monkeypatch, error=TTOMError)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory.\nTried"), MemoryError()])
+def test_a_model_too_large_for_the_memory_is_not_called_damaged(folder, monkeypatch, error):
+    def load_pipeline(*_, **__):
+        raise error
+
+    monkeypatch.setattr(CogVideoXPipeline, "from_pretrained", load_pipeline)
+    text = refused("does not fit into the memory .*; load it with offloading or lighter weights", folder)
+    assert "download" not in text
+
+
 def sentencepiece_tokenizer(folder):
     """Put a real SentencePiece model in place of the tokenizer's, as the published CogVideoX has it."""
     spm = pytest.importorskip("sentencepiece")
@@ -194,10 +211,19 @@ def test_pickled_weights_are_not_read(folder, monkeypatch):
     refused(f"lacks vae/{WEIGHTS}", folder, monkeypatch=monkeypatch)
 
 
-@pytest.mark.parametrize("index", ["", "[]", "{}", '{"_class_name": 3}', '{"_class_name": ["a", "B"]}'])
+@pytest.mark.parametrize(
+    "index", ["", "[]", "{}", '{"_class_name": 3}', '{"_class_name": ["a", "B"]}', "[" * 200_000]
+)
 def test_a_listing_that_makes_no_sense_is_refused(folder, index):
     (folder / "model_index.json").write_text(index)
     refused("no readable model_index.json|which TTOM does not know", folder)
+
+
+@pytest.mark.parametrize("entry", [[], ["diffusers"], ["diffusers", 3], ["a", "b", "c"], [[], {}], {}, 7])
+def test_a_part_that_makes_no_sense_is_refused(folder, entry):
+    listing = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(listing | {"vae": entry}))
+    refused("could not be loaded", folder)
 
 
 # ---- the Hub -------------------------------------------------------------------------------------

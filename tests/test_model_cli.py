@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from conftest import PROMPT, build_tiny
 
 from ttom_core.backbones import Source, load
+from ttom_core.backbones.quantization import Base
 from ttom_core.cli import _parser, main
 from ttom_core.evaluation import pool
 from ttom_core.evaluation.evaluate import Clip
@@ -36,6 +38,11 @@ def test_the_flags_are_the_same_everywhere(command):
     plain, asked = (source_of(_parser().parse_args([*command, *flags])) for flags in ([], FLAGS))
     assert plain[1:] == (None, "full", False) and Path(plain.model).name == "model"
     assert asked == Source("m", Path("t.safetensors"), "fp8", True)
+
+
+def test_every_kind_of_weights_can_be_asked_for():
+    for weights in get_args(Base):
+        assert source_of(_parser().parse_args(["evaluate", "--weights", weights])).base == weights
 
 
 @pytest.mark.parametrize("command", [COMMANDS[name] for name in ("generate", "probe")])

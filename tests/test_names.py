@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ttom_core.backbones.names import convert, diffusers_name, native_name
+from ttom_core.backbones.native import native_fingerprint
 from ttom_core.cli import main
 from ttom_core.errors import TTOMError
 
@@ -75,3 +76,12 @@ def test_mistakes_are_told_and_leave_no_file(tmp_path: Path) -> None:
         with pytest.raises(TTOMError, match=words):
             convert(tmp_path / source, tmp_path / target)
     assert {path.name for path in tmp_path.iterdir()} == {"image.safetensors", "cut.safetensors"}
+
+
+@pytest.mark.parametrize("number", [0, 1, 7, 10**12])
+def test_a_model_with_less_than_a_wans_tensors_has_no_fingerprint(number: int) -> None:
+    """However its blocks are numbered."""
+    tail = {"head.modulation": torch.zeros(1, 2, 24)}
+    for weights in ({}, tail, tail | {f"blocks.{number}.modulation": torch.zeros(1, 6, 24)}):
+        with pytest.raises(TTOMError, match=r"^The MODEL lacks .*, so it is no whole Wan; load another file"):
+            native_fingerprint(weights)

@@ -212,7 +212,7 @@ def blueprint_in(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Blueprint
             for part, values in parts.items()
         }
         twin = _family(family)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TTOMError(f"{folder} is no whole diffusers folder of a model known here; give one.") from error
     vae = made["vae"]
     temporal = getattr(vae.config, "scale_factor_temporal", None) or vae.config.temporal_compression_ratio
@@ -226,16 +226,17 @@ def blueprint_in(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Blueprint
 
 
 def blueprint_of(backbone: PipelineBackbone) -> Blueprint:
-    """The blueprint of a loaded model, made once."""
-    known: Blueprint | None = getattr(backbone, "_blueprint", None)
-    if known is not None:
-        return known
+    """The blueprint of a loaded model, made once, and again when its VAE decodes in another way."""
     pipeline, real = backbone.pipeline, backbone.transformer
+    tiling = _tiling(pipeline.vae)
+    known: Blueprint | None = getattr(backbone, "_blueprint", None)
+    if known is not None and _tiling(known.vae) == tiling:
+        return known
     dtype = real.dtype if real.dtype in (torch.float64, torch.float32, torch.float16) else torch.bfloat16
     base: Base = "fp8" if is_cast(real) else "full"
     transformer = _on_meta(type(real), dict(real.config), dtype, base)
     vae = _on_meta(type(pipeline.vae), dict(pipeline.vae.config), pipeline.vae.dtype)
-    vae.use_tiling, vae.use_slicing = pipeline.vae.use_tiling, pipeline.vae.use_slicing
+    vars(vae).update(tiling)
     factors = (pipeline.vae_scale_factor_temporal, pipeline.vae_scale_factor_spatial)
     twin = type(backbone).of_transformer(transformer, *factors)
     blocks = tuple(held(block) for block in backbone.blocks)
@@ -251,6 +252,11 @@ def blueprint_of(backbone: PipelineBackbone) -> Blueprint:
     )
     backbone._blueprint = made  # type: ignore[attr-defined]
     return made
+
+
+def _tiling(vae: Any) -> dict[str, Any]:
+    """Whether, and in which sizes, a VAE decodes piece by piece."""
+    return {name: value for name, value in vars(vae).items() if name.startswith(("use_", "tile_"))}
 
 
 def _family(pipeline: str) -> type[PipelineBackbone]:
@@ -632,7 +638,11 @@ def _advice(
     model: Blueprint, clip: Clip, settings: TTOSettings | None, free: int, device: torch.device
 ) -> str:
     if device.type != "cpu":
+        stored = sum(weight.numel() for weight in model.backbone.blocks.parameters()) * model.dtype.itemsize
+        is_lighter = sum(model.blocks) < stored  # what is quantised is not quantised again
         for plan in PLANS[1:]:
+            if is_lighter and plan.base != "full":
+                continue
             if forecast(_in_base(model, plan.base), clip, settings, plan).peak <= free:
                 words = ["offload=True"] * plan.offload + [f'base="{plan.base}"'] * (plan.base != "full")
                 return f"load the model with {' and '.join(words)}"

@@ -59,11 +59,13 @@ def load(
     while each works, which needs a GPU.
     ModelError names every missing or damaged file before anything is loaded.
     """
+    import torch
+
     folder = _folder_of(model)
     try:
         listing = json.loads((folder / "model_index.json").read_text())
         family = listing["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(
             f"{folder} has no readable model_index.json; give a diffusers folder, or download it again."
         ) from error
@@ -95,6 +97,11 @@ def load(
         backbone: Backbone = cls.from_folder(folder, device, dtype, single, base, offload)
     except TTOMError:
         raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ModelError(
+            f"{folder} does not fit into the memory ({_reason(error)}); load it with offloading or lighter "
+            "weights, of which ttom doctor tells what each needs."
+        ) from error
     except Exception as error:  # whatever a damaged file makes the libraries raise
         if single is not None:
             raise ModelError(

@@ -18,9 +18,11 @@ def model_files(folder: Path, listing: dict[str, Any], without: Collection[str] 
     A damaged index of shards counts as its only file: it will be found damaged.
     """
     for name, entry in listing.items():
-        if not isinstance(entry, list) or not entry[0]:
-            continue
-        (library, kind), part = entry, folder / name
+        match entry:
+            case [str(library), str(kind)]:
+                part = folder / name
+            case _:  # a setting, or a part that the model does without
+                continue
         if "Tokenizer" in kind:
             yield part / "tokenizer_config.json"
             yield next((part / v for v in VOCABULARIES if (part / v).exists()), part / VOCABULARIES[0])

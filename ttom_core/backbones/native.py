@@ -176,8 +176,11 @@ class NativeWan(NativeModel):
 
 def native_fingerprint(weights: Mapping[str, Tensor]) -> str:
     """The fingerprint that the diffusers backbone gives the same weights; TTOMError when some are missing."""
+    if "head.modulation" not in weights:
+        raise TTOMError("The MODEL lacks head.modulation, so it is no whole Wan; load another file.")
     width = weights["head.modulation"].shape[-1]
-    layers = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
+    # Counted, not read from the numbers: a gap is then found, and a huge number does no harm.
+    layers = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
     image = weights.get("img_emb.proj.0.weight")
     places = weights.get("img_emb.emb_pos")
     model = wan_on_meta(  # for the order of its parameters

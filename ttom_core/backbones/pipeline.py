@@ -105,6 +105,7 @@ class PipelineBackbone(ABC):
         """Load a complete diffusers folder, with a single-file transformer in place of its own if given."""
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
+        fps = _clip_fps(folder / "clip.json")
         with warnings.catch_warnings():
             # Newer releases prefer `dtype`, which the oldest that we take do not know.
             warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
@@ -116,8 +117,6 @@ class PipelineBackbone(ABC):
                 **cls._own_parts(folder, dtype, transformer),
                 **quantized_loading(base, dtype),
             )
-        clip = folder / "clip.json"  # what the model was trained to make
-        fps = json.loads(clip.read_text())["fps"] if clip.exists() else None
         if offload:
             pipeline.enable_model_cpu_offload(device=device)
         else:
@@ -388,6 +387,16 @@ class PipelineBackbone(ABC):
             output_type="np",
         ).frames[0]
         return (video * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def _clip_fps(path: Path) -> int | None:
+    """The frame rate of what a folder's model was trained to make, if it says so."""
+    if not path.exists():
+        return None
+    fps = json.loads(path.read_text()).get("fps")
+    if type(fps) is not int or not 1 <= fps <= 240:
+        raise TTOMError(f"{path} gives {fps!r} as fps; write the model's frames a second, such as 16.")
+    return fps
 
 
 def _insist_on_one_video(latents: Tensor, rows: Sequence[int]) -> None:
