@@ -30,7 +30,13 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
             if asked.id in values:
                 with about(asked.id):
                     _insist(asked, values[asked.id])
-        return execute(cls, **values)
+        try:
+            return execute(cls, **values)
+        except ModuleNotFoundError as error:
+            raise TTOMError(
+                f"The Python package {error.name} is missing; install what this pack's requirements.txt "
+                "lists into ComfyUI's Python, and start it again."
+            ) from error
 
     return run
 

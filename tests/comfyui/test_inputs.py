@@ -155,6 +155,15 @@ def test_what_is_to_be_deleted_is_named_by_ids(nodes: ModuleType) -> None:
         assert said.startswith("ids: "), said
 
 
+def test_a_missing_package_is_named_when_it_is_needed(
+    nodes: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The nodes are there without it."""
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    said = refusal(nodes, nodes.LoadModel, model="demo")
+    assert said.startswith("The Python package diffusers is missing; install ")
+
+
 def test_importing_the_nodes_imports_nothing_heavy(tmp_path: Path) -> None:
     """The seconds are benchmarks/comfyui.py's; this is what they are made of. ComfyUI has torch by then."""
     code = (

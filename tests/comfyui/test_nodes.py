@@ -476,13 +476,15 @@ def test_a_memory_is_a_name_and_no_path(comfyui: Any) -> None:
         ("plan", {"prompt": "  "}, "prompt"),
         ("tto", {"prompt": "a green triangle"}, "is not in the prompt"),
         ("tto", {"num_frames": 20}, "20"),
+        ("plan", {"pinned": "{"}, "pinned: "),
         ("soften", {"phrase": "white horse"}, "white horse"),
+        ("soften", {"num_frames": ["huge", 0]}, "num_frames: give a whole number from 1 to 1024"),
     ],
 )
 def test_mistakes_are_answered_by_one_sentence(
     comfyui: Any, name: str, change: dict[str, Any], words: str
 ) -> None:
-    graph = tto_graph()
+    graph = tto_graph() | {"huge": node("PrimitiveInt", value=10**9)}
     graph[name]["inputs"] |= change
     run = comfyui.run(graph)
     assert run.end == "error"
