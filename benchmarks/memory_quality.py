@@ -33,7 +33,16 @@ from demo.memories import fill, folder_of, memory_prompts
 from ttom_core.adapter import Adapter
 from ttom_core.errors import TTOMError
 from ttom_core.evaluation.evaluate import Clip, estimate, figures, load_prompts, make_clip
-from ttom_core.evaluation.pool import Row, backbone_of, code_of, digest, progress, read_rows, rows_of
+from ttom_core.evaluation.pool import (
+    Row,
+    backbone_of,
+    code_of,
+    digest,
+    identity_of,
+    progress,
+    read_rows,
+    rows_of,
+)
 from ttom_core.evaluation.results import write_result
 from ttom_core.fusion import fuse
 from ttom_core.memory.embedding import PipelineEmbedder
@@ -120,9 +129,9 @@ class Job(NamedTuple):
     variant: Variant
     stores: str
 
-    def key(self, fingerprint: str) -> str:
+    def key(self, model: str) -> str:
         """What decides the row: without a memory what any method's clip depends on, so that it is shared."""
-        key = self.clip.key(fingerprint)
+        key = self.clip.key(model)
         if not self.variant.memory:
             return key
         return digest([key, asdict(self.variant), Path(self.stores).name, _code(*READING)])
@@ -239,11 +248,11 @@ def insist_on_more(path: Path, told: Iterable[str], count: int) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    fingerprint = backbone_of(options.model).video_fingerprint
+    identity = identity_of(backbone_of(options.model))
     stores = folder_of(options.work, options.model)
     prompts = load_prompts(HELD_OUT, options.limit)
     jobs = {
-        name: {index: (job.key(fingerprint), job) for index, job in found.items()}
+        name: {index: (job.key(identity), job) for index, job in found.items()}
         for name, found in jobs_of(prompts, stores).items()
     }
     path, known = options.out / "rows.jsonl", read_rows(options.out / "rows.jsonl")
@@ -269,7 +278,7 @@ def run(options: argparse.Namespace) -> None:
     facts = {
         "prompts": "held_out",
         "count": len(prompts),
-        "model": fingerprint,
+        "model": identity,
         "memory": stores.name,
         "steps": STEPS,
         "preset": PRESETS["demo"].model_dump(mode="json"),

@@ -29,7 +29,7 @@ from ttom_core.backbones.base import Backbone
 from ttom_core.errors import TTOMError
 from ttom_core.evaluation.evaluate import estimate, evaluate, figures, load_prompts
 from ttom_core.evaluation.grounding import BlobGrounding
-from ttom_core.evaluation.pool import Row, backbone_of, code_of, digest, progress, rows_of
+from ttom_core.evaluation.pool import Row, backbone_of, code_of, digest, identity_of, progress, rows_of
 from ttom_core.evaluation.results import write_result
 from ttom_core.optimize import PRESETS, TTOSettings
 from ttom_core.pictures import interval_chart, relevance_chart
@@ -128,7 +128,7 @@ def run(options: argparse.Namespace) -> None:
     texts = [str(spec["prompt"]) for spec in prompts]
     code = code_of("attention", "probe", "evaluation/blobs", "evaluation/grounding")
     jobs = {
-        digest([code, backbone.fingerprint, PROBE.model_dump(mode="json"), text, seed]): Job(text, seed)
+        digest([code, identity_of(backbone), PROBE.model_dump(mode="json"), text, seed]): Job(text, seed)
         for seed, text in enumerate(texts)
     }
     with progress("probe") as on_row:
@@ -168,7 +168,7 @@ def run(options: argparse.Namespace) -> None:
     command = f"python benchmarks/probe.py --limit {options.limit}"
     facts = {
         "prompts": "tuning",
-        "model": backbone.video_fingerprint,
+        "model": identity_of(backbone),
         "probe": PROBE.model_dump(mode="json"),
         "recommended": list(recommended),
     }

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ttom_core.errors import TTOMError
 from ttom_core.evaluation.evaluate import OPTIMISING, load_prompts
-from ttom_core.evaluation.pool import backbone_of, code_of, digest, in_workers
+from ttom_core.evaluation.pool import backbone_of, code_of, digest, identity_of, in_workers
 from ttom_core.fusion import fuse
 from ttom_core.generate import generate
 from ttom_core.memory.embedding import PipelineEmbedder
@@ -66,8 +66,8 @@ def folder_of(work: Path, model: str) -> Path:
     """The folder in `work` of this model's memory; its name is a key of all that decides what is in there."""
     settings = PRESETS["demo"].model_dump(mode="json")
     layouts = {prompt: plan(prompt).to_json() for prompt in memory_prompts()}
-    fingerprint = backbone_of(model).video_fingerprint
-    return work / digest([code_of(*OPTIMISING, *FILING), fingerprint, settings, layouts, FIRST_SEED])
+    identity = identity_of(backbone_of(model))
+    return work / digest([code_of(*OPTIMISING, *FILING), identity, settings, layouts, FIRST_SEED])
 
 
 def fill(work: Path, model: str, workers: int | None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -11,10 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import WanPipeline
 
+from ttom_core.backbones.wan import WanBackbone
 from ttom_core.errors import TTOMError
 from ttom_core.evaluation import pool
-from ttom_core.evaluation.pool import digest, in_workers, rows_of
+from ttom_core.evaluation.pool import digest, identity_of, in_workers, rows_of
 
 # Workers import this module by name, from a folder that they are told of.
 WORK = """
@@ -186,3 +190,17 @@ def test_code_is_what_it_does(tmp_path, monkeypatch):
     assert {key(text) for text in kept} == {key(own)}
     changed = (own.replace("x + 1", "x + 2"), own.replace("0.5", "0.6"), own.replace("RATE", "RATIO"))
     assert len({key(own), *(key(text) for text in changed)}) == 4
+
+
+def test_a_models_identity_knows_what_stands_around_the_denoiser(tiny_pipeline):
+    def identity(**changed):
+        return identity_of(WanBackbone(WanPipeline(**{**parts, **changed}), fps=8))
+
+    parts = {name: part for name, part in tiny_pipeline.components.items() if name != "transformer_2"}
+    scheduler, vae = parts["scheduler"], copy.deepcopy(parts["vae"])
+    shifted = type(scheduler).from_config(scheduler.config, shift=scheduler.config.shift + 1)
+    with torch.no_grad():
+        next(vae.decoder.parameters()).add_(0.5)
+    found = [identity(), identity(scheduler=shifted), identity(vae=vae)]
+    assert len(set(found)) == 3 and identity() == found[0]
+    assert all(one.startswith(WanBackbone(tiny_pipeline).video_fingerprint) for one in found)

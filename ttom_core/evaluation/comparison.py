@@ -9,7 +9,7 @@ from typing import Any
 
 from ..pictures import beside, interval_chart, save_video
 from .evaluate import QUALITIES, Methods, evaluate, figures, frames_of
-from .pool import Row, backbone_of
+from .pool import Row, backbone_of, identity_of
 from .results import write_result
 
 
@@ -77,7 +77,7 @@ def compare(
     settings: dict[str, Any] = {
         "question": comparison.question,
         "prompts": comparison.split,
-        "model": backbone_of(model).video_fingerprint,
+        "model": identity_of(backbone_of(model)),
         "steps": steps,
         "methods": {
             method: chosen.model_dump(mode="json") if chosen else None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import TTOMError
-from .pool import Row, backbone_of, code_of, digest, rows_of
+from .pool import Row, backbone_of, code_of, digest, identity_of, rows_of
 from .scores import score
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ class Clip(NamedTuple):
     steps: int
     picture: str | None = None  # where its frames are kept
 
-    def key(self, fingerprint: str) -> str:
-        """What decides the row, the model, the plan and the code included.
+    def key(self, model: str) -> str:
+        """What decides the row: the model (`identity_of`), the plan and the code included.
 
         The base model's is the same beside every method, and whatever becomes of the optimisation.
         """
@@ -70,7 +70,7 @@ class Clip(NamedTuple):
         if self.settings:
             layout = _planned(self.spec["prompt"])
             guided = [self.settings.model_dump(mode="json"), layout, _code(*OPTIMISING)]
-        return digest([_code(*SCORING), fingerprint, self.spec, guided, self.seed, self.steps])
+        return digest([_code(*SCORING), model, self.spec, guided, self.seed, self.steps])
 
 
 _code = cache(code_of)
@@ -127,13 +127,13 @@ def evaluate(
     if not methods:
         raise TTOMError("There is no method to evaluate; name at least one.")
     _code.cache_clear()  # the workers are new processes, with the code as it is now
-    fingerprint = backbone_of(model).video_fingerprint
+    identity = identity_of(backbone_of(model))
     wanted: dict[str, list[str]] = {name: [] for name in methods}
     jobs: dict[str, Clip] = {}
     for name, settings in methods.items():
         for index, spec in enumerate(prompts):
             clip = Clip(spec, settings, seed + index, steps)
-            key = clip.key(fingerprint)
+            key = clip.key(identity)
             wanted[name].append(key)
             jobs[key] = clip._replace(picture=str(_picture(pictures, key))) if pictures else clip
     unseen = {key for key, clip in jobs.items() if clip.picture and not Path(clip.picture).exists()}

@@ -45,6 +45,27 @@ def backbone_of(model: str | Source) -> Backbone:
     return (Source(model) if isinstance(model, str) else model).load()
 
 
+def identity_of(backbone: Backbone) -> str:
+    """What of a model decides a clip: its fingerprint, and the VAE, text encoder and schedule around it.
+
+    An adapter fits the denoiser whatever stands around it, so the fingerprint alone does not say this.
+    """
+    from ..backbones.fingerprint import fingerprint
+
+    pipeline = getattr(backbone, "pipeline", None)
+    if pipeline is None:  # a host's model, of which nothing else is known
+        return backbone.video_fingerprint
+    around: dict[str, Any] = {}
+    for name, part in pipeline.components.items():
+        if part is backbone.transformer:
+            continue
+        if hasattr(part, "named_parameters"):
+            around[f"{name} weights"] = fingerprint(name, 0, 0, part.named_parameters())
+        if isinstance(config := getattr(part, "config", None), Mapping):  # diffusers' own
+            around[name] = {key: value for key, value in config.items() if not key.startswith("_")}
+    return f"{backbone.video_fingerprint}-{digest(around)[:8]}"
+
+
 def digest(facts: Any) -> str:
     """A key of 16 hex digits for everything that decides a result; `facts` is what JSON can hold."""
     text = json.dumps(facts, sort_keys=True, ensure_ascii=False, allow_nan=False)
