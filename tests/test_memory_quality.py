@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import runpy
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import SIZE, STEPS
 
 import demo.memories as memories
 from ttom_core.adapter import Adapter
 from ttom_core.evaluation.evaluate import Clip, load_prompts
 from ttom_core.evaluation.paper import CLAIMS, MEMORY
 from ttom_core.evaluation.pool import read_rows
+from ttom_core.generate import generate
 from ttom_core.memory.key import scene_key
 from ttom_core.memory.recall import Scene, insert
 from ttom_core.memory.store import MemoryStore
@@ -135,6 +138,42 @@ def test_a_file_of_another_form_is_left_alone(run, tmp_path, capsys, text):
     path.write_text(text)
     assert QUALITY["main"](["--model", "one", "--out", str(tmp_path), "--results", str(tmp_path)]) == 2
     assert "not a result of this version" in capsys.readouterr().err and path.read_text() == text
+
+
+@pytest.mark.slow
+def test_a_memory_is_filled_copied_in_order_and_read_in_every_way(backbone, tmp_path, monkeypatch):
+    texts = ["a red circle moves to the left", "a blue square moves to the right", "a cyan circle moves up"]
+    quick = {"layers": (1, 2), "iterations": 1, "rank": 2, "sigma_end": 0.7, "stop_loss": None}
+    monkeypatch.setitem(PRESETS, "demo", PRESETS["demo"].model_copy(update=quick))
+    monkeypatch.setattr(memories, "generate", partial(generate, **SIZE, steps=STEPS))
+    solved = tmp_path / "key" / "solved"
+    for seed in (2, 1, 0):  # as workers may come to their ends
+        memories.remember(backbone, (texts[seed], seed, str(solved)))
+    monkeypatch.setitem(INSIDE, "fill", lambda *_: solved)
+    monkeypatch.setitem(INSIDE, "memory_prompts", lambda: texts)
+    for _ in range(2):  # the second finds everything there
+        QUALITY["build"](tmp_path, "", 1)
+    stores = str(solved.parent)
+    with MemoryStore(f"{stores}/of_200", read_only=True) as store:
+        assert [entry.prompt for entry in store.entries()] == texts
+
+    def start(source, prompt="a green triangle moves to the right"):
+        variant = QUALITY["Variant"](iterations=0, memory=200, top_k=2, source=source)
+        return QUALITY["_start"](backbone, variant, prompt, 0, stores)
+
+    known = {source: start(source) for source in ("own", "mirrored", "random")}
+    assert [entries for _, entries in known.values()] == [1, 1, 2]
+    with MemoryStore(solved, read_only=True) as store:
+        values = {entry.prompt: store.load(entry) for entry in store.entries()}
+    for source, text in (("own", texts[1]), ("mirrored", texts[0])):
+        assert same(known[source][0], values[text]) and not same(known[source][0], values[texts[2]])
+    assert same(known["random"][0], start("random")[0])
+    assert start("own", "three green triangles") == (None, 0)
+
+
+def same(first, second):
+    pairs = ((first.weights[name], second.weights[name]) for name in first.weights)
+    return all(torch.allclose(x, y) for one, other in pairs for x, y in zip(one, other, strict=True))
 
 
 # The memory itself --------------------------------------------------------------------------------
