@@ -42,7 +42,7 @@ from ttom_core.planner import plan
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "native.json"
 FILE = "transformer.safetensors"
-STEPS, GUIDANCE, SHIFT, PRESET = 20, 4.0, 6.0, "demo"
+STEPS, GUIDANCE, SHIFT, PRESET = 20, 4.0, 4.0, "demo"
 
 
 @contextmanager

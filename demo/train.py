@@ -47,7 +47,7 @@ TEXT_LENGTH, TEXT_WIDTH = 64, 128
 SHIFT = 4.0
 LEARNING_RATE = 6e-3
 LATENT_NOISE = 0.1
-IMAGE_BATCH, CLIP_BATCH = 32, 8
+IMAGE_BATCH, CLIP_BATCH = 32, 12
 WORDS = """a an the and , . of on in to while beside each other stays still moves move right left up
 down from above below two three four circle circles square squares triangle triangles red green blue
 yellow purple cyan turns grows shrinks bounces around zigzags towards away follows dark light

@@ -49,7 +49,7 @@ def loaded(**more: Any) -> Graph:
         "load": node("TTOM_LoadModel", model="demo"),
         "parts": node("TTOM_PipelineParts", backbone=["load", 0]),
         "unet": node("UNETLoader", unet_name=FILE, weight_dtype="default"),
-        "shift": node("ModelSamplingSD3", model=["unet", 0], shift=6.0),
+        "shift": node("ModelSamplingSD3", model=["unet", 0], shift=4.0),
         "pos": node("TTOM_EncodePrompt", clip=["parts", 0], prompt=PROMPT),
         "neg": node("CLIPTextEncode", clip=["parts", 0], text=""),
         # The stock VAE's latents are 8 times smaller than the clip, the demo's 4 times.
