@@ -208,7 +208,7 @@ def test_what_is_not_found_is_not_counted(backbone: WanBackbone) -> None:
         ((), SETTINGS, "at least one object"),
         (
             PHRASES,
-            SETTINGS.model_copy(update={"sigma_start": 0.02, "sigma_end": 0.015}),
+            SETTINGS.model_copy(update={"sigma_start": 0.003, "sigma_end": 0.002}),
             "use more steps or a wider range",
         ),
     ],
