@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 from ttom_core.errors import TTOMError
 from ttom_core.evaluation.blobs import BACKGROUNDS, PALETTE
-from ttom_core.evaluation.detectors import Sam2
+from ttom_core.evaluation.detectors import GroundingDino, Sam2
 from ttom_core.evaluation.grounding import BlobGrounding, DetectorGrounding, grounding_of
 
 
@@ -184,3 +186,11 @@ def test_what_is_missing_is_told_before_any_clip_is_made(dino, tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(TTOMError, match=r"pip install ttom\[detect\]"):
         grounding_of("detector")
+
+
+def test_weights_in_a_pickle_are_never_opened(dino, tmp_path) -> None:
+    folder = Path(shutil.copytree(dino, tmp_path / "pickled"))
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": torch.zeros(1)}, folder / "pytorch_model.bin")
+    with pytest.raises(TTOMError, match="as safetensors"):
+        GroundingDino(str(folder), "cpu")(clip()[0], "red circle")

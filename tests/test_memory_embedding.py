@@ -131,6 +131,14 @@ def test_a_model_that_is_not_there_is_refused_in_a_sentence(tmp_path: Path) -> N
     assert "\n" not in str(error.value)
 
 
+def test_weights_in_a_pickle_are_never_opened(tmp_path: Path) -> None:
+    folder = Path(save_clip(tmp_path / "pickled", 0))
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": torch.zeros(1)}, folder / "pytorch_model.bin")
+    with pytest.raises(TTOMError, match="cannot be loaded"):
+        text_embedder(f"clip:{folder}")
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("sentence_transformers") is not None, reason="sentence-transformers is installed"
 )

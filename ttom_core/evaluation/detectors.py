@@ -229,7 +229,7 @@ class Sam2:
 class DepthAnything:
     """The depth estimator of transformers (Yang et al. 2024), loaded when first asked.
 
-    A frame's depths are stretched to 0…255, as in the grey picture that the benchmark reads.
+    A frame's depths are stretched to whole steps of 0…255: the grey picture that the benchmark reads.
     """
 
     def __init__(self, model: str, device: str | None = None) -> None:
@@ -247,8 +247,8 @@ class DepthAnything:
         with torch.inference_mode():
             outputs = model(**inputs)
         (found,) = processor.post_process_depth_estimation(outputs, target_sizes=[frame.shape[:2]])
-        near = found["predicted_depth"].double().cpu().numpy()
-        return (near - near.min()) * (255 / max(float(np.ptp(near)), 1e-9))
+        near = found["predicted_depth"].float().cpu().numpy()
+        return np.floor((near - near.min()) / max(float(np.ptp(near)), 1e-9) * 255)
 
 
 def _pretrained(kind: str, name: str, device: str | None) -> tuple[Any, Any]:
@@ -264,14 +264,14 @@ def _pretrained(kind: str, name: str, device: str | None) -> tuple[Any, Any]:
         ) from error
     try:
         processor = transformers.AutoProcessor.from_pretrained(name)
-        model = load(name).eval()
+        model = load(name, use_safetensors=True).eval()  # a pickle runs whatever it holds
     except ImportError as error:  # a package of its image processor, torchvision most often
         raise DetectorError(
             f"The detector {name} lacks a package; install them with `pip install ttom[detect]`."
         ) from error
     except (OSError, ValueError) as error:
         raise DetectorError(
-            f"The weights of the detector {name} could not be loaded; give a folder that holds them, "
-            "or connect to the Hugging Face Hub."
+            f"The weights of the detector {name} could not be loaded; give a folder that holds them as "
+            "safetensors, or connect to the Hugging Face Hub."
         ) from error
     return processor, model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -25,7 +25,7 @@ from .grounding import DETECTOR, GROUNDINGS, SEGMENTER
 from .pool import Row, digest, read_rows
 
 VERSION = 1  # raised when the same video is scored another way: scores of before then count for nothing
-DEPTH = "LiheYoung/depth-anything-large-hf"
+DEPTH = "LiheYoung/depth-anything-large-hf"  # the benchmark's own, depth_anything_vitl14, for transformers
 PARTS = {"segment": "segmenter", "track": "tracker", "depth": "depth estimator"}
 PLACE = re.compile(r"video/\w+/\d{4}\.mp4|videos/[^/\\]+\.mp4")
 

@@ -88,7 +88,7 @@ class ClipEmbedder:
 
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(model)
-            self.encoder = CLIPTextModelWithProjection.from_pretrained(model).eval()
+            self.encoder = CLIPTextModelWithProjection.from_pretrained(model, use_safetensors=True).eval()
         except (OSError, ValueError) as error:
             raise TTOMError(
                 f"The CLIP model {model!r} cannot be loaded; name a folder or a model that is downloaded."
@@ -119,7 +119,7 @@ class SentenceEmbedder:
                 "`pip install sentence-transformers`, or use the embedder pipeline."
             ) from error
         try:
-            self.encoder = SentenceTransformer(model, device="cpu")
+            self.encoder = SentenceTransformer(model, device="cpu", model_kwargs={"use_safetensors": True})
         except (OSError, ValueError) as error:
             raise TTOMError(
                 f"The sentence-transformers model {model!r} cannot be loaded; name a folder or a model "
