@@ -5,8 +5,9 @@
 
 The paper's tables are made on held-out prompts, the questions that it leaves open, from which presets are
 chosen, on the tuning prompts. Every variant is the demo preset with one change. Resumable: a clip is a line
-in rows.jsonl, and tables share their clips. Writes results/ablation_NAME.json and .png. The paper's
-table 1 is benchmarks/evidence.py, its tables 3, 4 and 6 are benchmarks/memory_quality.py.
+in rows.jsonl, and tables share their clips. Writes results/ablation_NAME.json and .png, which fewer prompts
+or steps replace only with --force. The paper's table 1 is benchmarks/evidence.py, its tables 3, 4 and 6 are
+benchmarks/memory_quality.py.
 
 A variant takes about 20 s of one core a prompt: at 84 prompts one of 4 new variants half an hour on four
 cores, and all tables 5 hours.
@@ -25,6 +26,7 @@ from ttom_core.errors import TTOMError
 from ttom_core.evaluation.comparison import Comparison, against, compare
 from ttom_core.evaluation.evaluate import load_prompts
 from ttom_core.evaluation.pool import backbone_of, progress
+from ttom_core.evaluation.results import insist_on_more
 from ttom_core.optimize import PRESETS, TTOSettings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,8 +113,12 @@ def run(options: argparse.Namespace) -> None:
     if options.table != "all" and options.table not in known:
         raise TTOMError(f"There is no table {options.table!r}; choose all, list, {', '.join(known)}.")
     clips = f"--limit {options.limit} --steps {options.steps}"
-    for name in known if options.table == "all" else [options.table]:
-        table = known[name]
+    chosen = known if options.table == "all" else {options.table: known[options.table]}
+    for name, table in chosen.items():
+        if not options.force:
+            count = len(prompts_of(table.split, options.limit))
+            insist_on_more(options.results / f"ablation_{name}.json", count, options.steps)
+    for name, table in chosen.items():
         with progress(name) as on_row:
             figures = compare(
                 f"ablation_{name}",
@@ -142,6 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, help="processes of one thread each (default: the cores)")
     parser.add_argument("--out", type=Path, default=Path("outputs/evidence"), help="of the rows")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--force", action="store_true", help="replace a result that tells of more")
     try:
         run(parser.parse_args(arguments))
     except TTOMError as error:

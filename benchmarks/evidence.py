@@ -5,7 +5,8 @@
 
 Every method has the same prompts, plans, seeds and steps. Composition, presence and distortion, overall
 and by category (the paper's table 1), with paired differences. Resumable: a clip is a line in rows.jsonl;
-its frames are kept beside it, for benchmarks/report.py. Writes results/evidence.json and .png.
+its frames are kept beside it, for benchmarks/report.py. Writes results/evidence.json and .png, which fewer
+prompts or steps replace only with --force.
 
 A prompt takes about 85 s of one core, by six methods: all of them 75 minutes on four cores, 49 of them 17.
 """
@@ -21,6 +22,7 @@ from ttom_core.errors import TTOMError
 from ttom_core.evaluation.comparison import Comparison, compare
 from ttom_core.evaluation.evaluate import estimate, load_prompts, markdown
 from ttom_core.evaluation.pool import Row, progress
+from ttom_core.evaluation.results import insist_on_more
 from ttom_core.optimize import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,9 +60,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, help="processes of one thread each (default: the cores)")
     parser.add_argument("--out", type=Path, default=Path("outputs/evidence"), help="of rows and frames")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--force", action="store_true", help="replace a result that tells of more")
     options = parser.parse_args(arguments)
     try:
         prompts = load_prompts(ROOT / "demo" / "prompts" / "held_out.json", options.limit)
+        if not options.force:
+            insist_on_more(options.results / "evidence.json", len(prompts), options.steps)
         with progress("evidence") as on_row:
             figures = compare(
                 "evidence",

@@ -12,18 +12,16 @@ of the mirrored scene (the wrong direction) and random entries.
 On four cores the memory takes about 17 minutes, once, and then a prompt 13 s by the four variants above, a
 minute by all; on two cores twice that. Resumable: a solved prompt is an entry of the store, a clip is a line
 in rows.jsonl, which benchmarks/evidence.py and ablations.py share. `--only` says what is made now; the
-result tells of all variants that have their clips of the present model, settings and code, and never
-replaces one that tells of more. Writes results/memory_quality.json.
+result tells of all variants that have their clips of the present model, settings and code, and replaces one
+that tells of more only with --force. Writes results/memory_quality.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import re
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -43,7 +41,7 @@ from ttom_core.evaluation.pool import (
     read_rows,
     rows_of,
 )
-from ttom_core.evaluation.results import write_result
+from ttom_core.evaluation.results import insist_on_more, write_result
 from ttom_core.fusion import fuse
 from ttom_core.memory.embedding import PipelineEmbedder
 from ttom_core.memory.recall import Scene, insert, recall, scene_of
@@ -228,25 +226,6 @@ def table_of(rows: dict[str, dict[int, Row]]) -> dict[str, dict[str, Any]]:
     return table
 
 
-def insist_on_more(path: Path, told: Iterable[str], count: int) -> None:
-    """TTOMError where a result file tells of variants or prompts that the new one would leave out."""
-    if not path.exists():
-        return
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        lost = [name for name in facts["variants"] if name not in set(told)]
-        fewer = facts["count"] > count
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TTOMError(f"{path} is not a result of this version; move it away.") from error
-    if lost or fewer:
-        names = ", ".join(lost[:3]) + (" and more" if len(lost) > 3 else "")
-        more = names or f"{facts['count']} prompts"
-        raise TTOMError(
-            f"{path} also tells of {more}, which would be lost; leave out --only and --limit, or name "
-            "another folder with --results."
-        )
-
-
 def run(options: argparse.Namespace) -> None:
     identity = identity_of(backbone_of(options.model))
     stores = folder_of(options.work, options.model)
@@ -263,7 +242,8 @@ def run(options: argparse.Namespace) -> None:
         if name in options.only or all(key in known for key, _ in found.values())
     ]
     result = options.results / "memory_quality.json"
-    insist_on_more(result, told, len(prompts))
+    if not options.force:
+        insist_on_more(result, len(prompts), STEPS, told)
     if any(VARIANTS[name].memory for name in options.only):
         build(options.work, options.model, options.workers)
     wanted = {key: job for name in told for key, job in jobs[name].values()}
@@ -303,6 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("outputs/evidence"), help="of the rows")
     parser.add_argument("--work", type=Path, default=Path("outputs/memories"), help="of the memories")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--force", action="store_true", help="replace a result that tells of more")
     try:
         run(parser.parse_args(arguments))
     except TTOMError as error:

@@ -30,7 +30,7 @@ from ttom_core.errors import TTOMError
 from ttom_core.evaluation.evaluate import estimate, evaluate, figures, load_prompts
 from ttom_core.evaluation.grounding import BlobGrounding
 from ttom_core.evaluation.pool import Row, backbone_of, code_of, digest, identity_of, progress, rows_of
-from ttom_core.evaluation.results import write_result
+from ttom_core.evaluation.results import insist_on_more, write_result
 from ttom_core.optimize import PRESETS, TTOSettings
 from ttom_core.pictures import interval_chart, relevance_chart
 from ttom_core.planner import plan
@@ -125,6 +125,8 @@ def correlations(parts: list[Relevance], rows: dict[str, list[Row]]) -> dict[str
 def run(options: argparse.Namespace) -> None:
     backbone = backbone_of(options.model)
     prompts = load_prompts(ROOT / "demo" / "prompts" / "tuning.json", options.limit)
+    if not options.force:
+        insist_on_more(options.results / "probe.json", len(prompts), PROBE.steps)
     texts = [str(spec["prompt"]) for spec in prompts]
     code = code_of("attention", "probe", "evaluation/blobs", "evaluation/grounding")
     jobs = {
@@ -198,6 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, help="processes of one thread each (default: the cores)")
     parser.add_argument("--out", type=Path, default=Path("outputs/evidence"), help="of the rows")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--force", action="store_true", help="replace a result that tells of more")
     try:
         run(parser.parse_args(arguments))
     except TTOMError as error:

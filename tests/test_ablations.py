@@ -8,6 +8,7 @@ import runpy
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,6 +36,10 @@ EVIDENCE = runpy.run_path(str(ROOT / "benchmarks" / "evidence.py"))
 SIGMAS = [sigma_of_step(step, 20, SHIFT) for step in range(20)]
 LAYERS = json.loads((ROOT / "demo" / "model" / "transformer" / "config.json").read_text())["num_layers"]
 TABLES = ABLATIONS["tables"](LAYERS, SIGMAS)
+FEW = {
+    "settings": {"steps": 20},
+    "figures": {"base_composition": {"n": 7}, "base_composition_motion": {"n": 1}},
+}
 SPEC = {"category": "motion", "prompt": "a red circle moves up", "nouns": [], "expect": {}}
 
 
@@ -165,6 +170,35 @@ def test_bad_input_gets_one_sentence_and_writes_nothing(folder, tmp_path, capsys
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("ablations: ") and words in message
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("evidence", []), ("ablation_losses", ["losses"]), ("ablation_losses", ["all"])]
+)
+def test_a_smaller_run_never_replaces_a_larger_one_but_by_force(
+    folder, tmp_path, capsys, monkeypatch, name, arguments
+):
+    main, made = (EVIDENCE if name == "evidence" else ABLATIONS)["main"], []
+    monkeypatch.setitem(
+        main.__globals__, "compare", lambda told, *_, **__: made.append(told) or FEW["figures"]
+    )
+    monkeypatch.setitem(main.__globals__, "markdown", str)
+    path = tmp_path / f"{name}.json"
+    path.write_text(json.dumps(FEW))
+    where = ["--model", str(folder), "--out", str(tmp_path), "--results", str(tmp_path)]
+    few, rough = ["--limit", "6"], ["--limit", "7", "--steps", "19"]
+    for less, words in ((few, "tells of 7 prompts,"), (rough, "tells of 20 steps,")):
+        assert main([*arguments, *where, *less]) == 2
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert words in message and "--results" in message and "--force" in message
+    path.write_text("{}")
+    assert main([*arguments, *where]) == 2 and "move it away" in capsys.readouterr().err
+    assert not made and path.read_text() == "{}"
+    path.write_text(json.dumps(FEW))
+    for less in (["--limit", "7"], [*few, "--force"]):
+        with suppress(KeyError):  # a table's methods, which this one has not
+            main([*arguments, *where, *less])
+        assert made.pop() == name and not made
 
 
 def test_a_missing_model_gets_one_sentence(tmp_path, capsys):

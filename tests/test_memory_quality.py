@@ -130,6 +130,8 @@ def test_a_part_never_replaces_a_result_that_tells_of_more(run, capsys):
         message = capsys.readouterr().err.splitlines()[-1]
         assert message.startswith("memory_quality: ") and words in message and "--results" in message
     assert run(model="another").settings["model"] == "another"
+    few = run("--only", "base", "--force", model="third", limit=3)
+    assert [*few.settings["variants"]] == ["base"]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"settings": {"variants": 3}}'])

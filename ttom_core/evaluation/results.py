@@ -6,10 +6,13 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ..errors import TTOMError
 
 
 def figure(values: Any, unit: str) -> dict[str, Any]:
@@ -44,6 +47,30 @@ def write_result(
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(result, indent=1) + "\n")
     part.replace(path)
+
+
+def insist_on_more(path: Path, count: int, steps: int, variants: Collection[str] = ()) -> None:
+    """TTOMError where a result file tells of more prompts, steps or variants than a new one would.
+
+    To be asked before the work: what it would have replaced stays, and nothing was made in vain.
+    """
+    if not path.exists():
+        return
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        lost = [name for name in result["settings"].get("variants", ()) if name not in variants]
+        prompts = max((known["n"] for known in result["figures"].values()), default=0)
+        finer = result["settings"].get("steps", steps)
+        more = [", ".join(lost[:3]) + (" and more" if len(lost) > 3 else "")] if lost else []
+        more += [f"{prompts} prompts"] if prompts > count else []
+        more += [f"{finer} steps"] if finer > steps else []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TTOMError(f"{path} is not a result of this version; move it away.") from error
+    if more:
+        raise TTOMError(
+            f"{path} tells of {' and '.join(more)}, which would be lost; make as much, name another folder "
+            "with --results, or replace it with --force."
+        )
 
 
 def _commit() -> str:
