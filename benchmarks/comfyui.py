@@ -37,13 +37,14 @@ CANCELLED = {
     "native": ("native_model", "TTOM_LoRASampler"),
 }
 IMPORT = """
-import asyncio, importlib.util, sys, time
+import asyncio, gc, importlib.util, sys, time
 root, sys.argv = sys.argv[1], ["main.py", "--cpu"]
 sys.path.insert(0, ".")
 import comfy.options
 comfy.options.enable_args_parsing()
 import utils.extra_config  # as main.py does: another package's utils may come in later
 import execution, server, nodes, comfy_api.latest
+gc.collect()  # what ComfyUI left behind is not swept at the pack's cost
 started = time.perf_counter()
 spec = importlib.util.spec_from_file_location(
     "pack", root + "/__init__.py", submodule_search_locations=[root]

@@ -8,23 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ..ttom_core.conversion import (
-    Size,
-    joined,
-    layout_from_boxes,
-    layout_from_masks,
-    layout_from_tracks,
-    layout_to_boxes,
-    layout_to_tracks,
-    read_boxes,
-)
 from ..ttom_core.errors import TTOMError
-from ..ttom_core.layout import Layout
 from .inputs import checked
 from .types import BoundingBoxSocket, LayoutSocket
 
 if TYPE_CHECKING:
     import torch
+
+    from ..ttom_core.layout import Layout
 
 CATEGORY = "TTOM/layout"
 
@@ -79,6 +70,8 @@ def _split(phrases: str) -> list[str]:
 
 
 def _made(found: Layout, layout: Layout | None) -> io.NodeOutput:
+    from ..ttom_core.conversion import joined
+
     whole = joined(layout, found) if layout is not None else found
     return io.NodeOutput(whole, whole.to_json())
 
@@ -128,6 +121,8 @@ class LayoutFromBoxes(io.ComfyNode):
         boxes_json: str = "",
         layout: Layout | None = None,
     ) -> io.NodeOutput:
+        from ..ttom_core.conversion import Size, layout_from_boxes, read_boxes
+
         if boxes is None:
             if not boxes_json.strip():
                 raise TTOMError("boxes: nothing is wired in; give the boxes of a detector, or boxes_json.")
@@ -160,6 +155,8 @@ class LayoutFromMask(io.ComfyNode):
     def execute(
         cls, mask: torch.Tensor, phrase: str, tolerance: float, layout: Layout | None = None
     ) -> io.NodeOutput:
+        from ..ttom_core.conversion import layout_from_masks
+
         if not phrase.strip():
             raise TTOMError("phrase: it is empty; name the object by the prompt's words, such as red circle.")
         frames = mask[None] if mask.ndim == 2 else mask  # some nodes put out a single mask without a batch
@@ -220,6 +217,8 @@ class LayoutFromTracks(io.ComfyNode):
         tolerance: float,
         layout: Layout | None = None,
     ) -> io.NodeOutput:
+        from ..ttom_core.conversion import Size, layout_from_tracks
+
         box = (box_width / 100, box_height / 100)
         found = layout_from_tracks(tracks, Size(width, height), _split(phrases), box, tolerance)
         return _made(found, layout)
@@ -252,6 +251,8 @@ class LayoutToBoxes(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, layout: Layout, num_frames: int, width: int, height: int) -> io.NodeOutput:
+        from ..ttom_core.conversion import Size, layout_to_boxes
+
         boxes = layout_to_boxes(layout, num_frames, Size(width, height))
         return io.NodeOutput(boxes, json.dumps(boxes))
 
@@ -273,4 +274,6 @@ class LayoutToTracks(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, layout: Layout, num_frames: int, width: int, height: int) -> io.NodeOutput:
+        from ..ttom_core.conversion import Size, layout_to_tracks
+
         return io.NodeOutput(layout_to_tracks(layout, num_frames, Size(width, height)))

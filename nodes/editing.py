@@ -9,7 +9,6 @@ from comfy_api.latest import io, ui
 
 from ..ttom_core.errors import TTOMError
 from ..ttom_core.layout import Layout
-from ..ttom_core.planner import check
 from .inputs import about, checked, frame_inputs
 from .types import LayoutSocket
 
@@ -89,6 +88,8 @@ class LayoutEditor(io.ComfyNode):
         use_layout: str = EMPTY_ONLY,
         drawn: str = "",
     ) -> io.NodeOutput:
+        from ..ttom_core.planner import check
+
         drawing = _read(drawn)
         from_upstream = layout is not None and (drawing is None or use_layout == ALWAYS)
         chosen = layout if from_upstream else drawing

@@ -9,8 +9,6 @@ from comfy_api.latest import io, ui
 
 from ..ttom_core.errors import TTOMError
 from ..ttom_core.memory.embedding import text_embedder
-from ..ttom_core.memory.pack import export_pack, import_pack, plan_import, printable
-from ..ttom_core.memory.recall import insert, learn, recall, scene_of
 from ..ttom_core.optimize import PRESETS, insist_on_layers
 from . import compat, host
 from .inputs import about, checked, insist_on_licence
@@ -54,6 +52,8 @@ def _embedder(model: Backbone | compat.Model, clip: Any | None) -> Embedder:
 
 
 def _line(entry: MemoryEntry) -> str:
+    from ..ttom_core.memory.pack import printable
+
     uses = f"used {entry.uses}×" + (", pinned" if entry.pinned else "")
     return f"{entry.id[:8]}  {printable(entry.prompt)}  ({uses})"
 
@@ -155,6 +155,9 @@ class MemoryRead(io.ComfyNode):
         layers: str = "",
         clip: Any | None = None,
     ) -> io.NodeOutput:
+        from ..ttom_core.memory.pack import printable
+        from ..ttom_core.memory.recall import recall, scene_of
+
         settings, model = PRESETS[preset], _adaptable(backbone)
         if layers.strip():
             settings = with_layers(settings, layers, model.fingerprint)
@@ -208,6 +211,8 @@ class MemoryInsert(io.ComfyNode):
         note: str,
         clip: Any | None = None,
     ) -> io.NodeOutput:
+        from ..ttom_core.memory.recall import insert, scene_of
+
         entry = insert(
             memory,
             scene_of(solved.prompt, solved.layout, _embedder(backbone, clip)),
@@ -257,6 +262,8 @@ class MemoryUpdate(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, memory: MemoryStore, recall: Recall, solved: Solved, on_hit: str) -> io.NodeOutput:
+        from ..ttom_core.memory.recall import learn
+
         done = learn(
             memory,
             recall,
@@ -359,6 +366,8 @@ class MemoryExport(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, memory: MemoryStore, words: str, filename_prefix: str, licence: str) -> io.NodeOutput:
+        from ..ttom_core.memory.pack import export_pack
+
         insist_on_licence(licence)
         entries = list(memory.entries(words))
         path = host.output_file(filename_prefix, "ttompack")
@@ -404,6 +413,8 @@ class MemoryImport(io.ComfyNode):
     def execute(
         cls, memory: MemoryStore, backbone: Backbone | compat.Model, pack: str, conflicts: str, really: bool
     ) -> io.NodeOutput:
+        from ..ttom_core.memory.pack import import_pack, plan_import, printable
+
         plan = plan_import(memory, host.memory_packs()[pack], fingerprint=_adaptable(backbone).fingerprint)
         counts = ", ".join(
             f"{plan.count(status)} {status}" for status in ("new", "same", "conflicting", "incompatible")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from comfy_api.latest import io
 
 from ..ttom_core.layout import Layout
-from ..ttom_core.planner import LLMSettings, Progress, Proposal, check, propose
 from . import host
 from .inputs import about, checked
 from .types import LayoutSocket, LLMSocket
+
+if TYPE_CHECKING:
+    from ..ttom_core.planner import LLMSettings, Progress, Proposal
 
 
 class LanguageModel(io.ComfyNode):
@@ -64,6 +68,8 @@ class LanguageModel(io.ComfyNode):
         timeout: float,
         key_variable: str,
     ) -> io.NodeOutput:
+        from ..ttom_core.planner import LLMSettings
+
         return io.NodeOutput(
             LLMSettings.checked(
                 model=model.strip(),
@@ -146,6 +152,8 @@ class LayoutPlanner(io.ComfyNode):
         fallback: bool = False,
         pinned: str = "",
     ) -> io.NodeOutput:
+        from ..ttom_core.planner import Proposal, check, propose
+
         if pinned.strip():
             with about("pinned"):
                 layout = Layout.from_json(pinned)
