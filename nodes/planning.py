@@ -107,7 +107,7 @@ class LayoutPlanner(io.ComfyNode):
                     "seed",
                     default=0,
                     min=0,
-                    max=0xFFFFFFFF,
+                    max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
                     tooltip="Where the prompt leaves a choice, another seed chooses differently.",
                 ),
@@ -125,6 +125,13 @@ class LayoutPlanner(io.ComfyNode):
                     optional=True,
                     tooltip="A layout as JSON, as layout_json puts it out: used, and checked, instead of "
                     "planning. Edit it as you like.",
+                ),
+                io.Boolean.Input(
+                    "unload",
+                    default=False,
+                    optional=True,
+                    tooltip="Once it has planned, ask an Ollama server to free the language model's memory "
+                    "for the video's.",
                 ),
             ],
             outputs=[
@@ -151,6 +158,7 @@ class LayoutPlanner(io.ComfyNode):
         llm: LLMSettings | None = None,
         fallback: bool = False,
         pinned: str = "",
+        unload: bool = False,
     ) -> io.NodeOutput:
         from ..ttom_core.planner import Proposal, check, propose
 
@@ -167,11 +175,25 @@ class LayoutPlanner(io.ComfyNode):
 
             folder = host.plans_folder()
             proposal = propose(prompt, seed, llm, folder=folder, fallback=fallback, on_progress=show)
+        notes = _notes(proposal)
+        if unload and llm and proposal.usage.requests and not proposal.cached:
+            notes += _unload(llm)
         layout = proposal.layout
-        return io.NodeOutput(layout, layout.prompt or prompt, _notes(proposal), layout.to_json())
+        return io.NodeOutput(layout, layout.prompt or prompt, "\n".join(notes), layout.to_json())
 
 
-def _notes(proposal: Proposal) -> str:
+def _unload(llm: LLMSettings) -> list[str]:
+    """Free the model's memory. Where that fails it is but a note: the plan is there all the same."""
+    from ..ttom_core.planner import LLMError, unload
+
+    try:
+        unload(llm)
+    except LLMError as error:
+        return [str(error)]
+    return []
+
+
+def _notes(proposal: Proposal) -> list[str]:
     layout, usage = proposal.layout, proposal.usage
     found = ", ".join(thing.name for thing in layout.objects)
     lines = [f"Planned by {layout.planner}: {found}."]
@@ -180,4 +202,4 @@ def _notes(proposal: Proposal) -> str:
     elif usage.requests:
         cost = "" if usage.cost is None else f", {usage.cost:.4f} USD"
         lines.append(f"{usage.requests} requests, {usage.input_tokens} + {usage.output_tokens} tokens{cost}.")
-    return "\n".join(dict.fromkeys([*lines, *layout.unresolved, *proposal.repaired, *proposal.faults]))
+    return list(dict.fromkeys([*lines, *layout.unresolved, *proposal.repaired, *proposal.faults]))

@@ -40,6 +40,7 @@ from ttom_core.planner import (
     propose,
     unload,
 )
+from ttom_core.planner.chat import servers_seed
 
 PROMPT = "a red circle moves to the right while two blue squares stay still"
 KEY = "sk-secret-0123456789"
@@ -593,6 +594,17 @@ def test_the_rules_stand_in_on_request_and_say_so(server: ChatServer, tmp_path: 
     assert proposal.layout.planner == "rules" and proposal.layout.objects == plan(PROMPT).objects
     assert "The rules planned this, because:" in proposal.layout.unresolved[0]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**31 - 1])
+def test_a_seed_that_every_server_takes_is_sent_as_it_is(seed: int) -> None:
+    assert servers_seed(seed) == seed
+
+
+def test_a_larger_seed_is_folded_and_another_one_differs() -> None:
+    for seed in (2**31, 2**32 - 1, 2**53 + 1, 2**64 - 1, -1):
+        assert 0 <= servers_seed(seed) < 2**31
+    assert len({servers_seed(2**40 + n) for n in range(1000)}) == 1000
 
 
 def test_a_local_server_is_asked_to_unload(server: ChatServer) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import comfyui_stand_in as stand_in
 import pytest
+from chat_server import chat_server, well
 
 MARKUP = "<img src=x onerror=alert(1)>"
 HEAVY = {"diffusers", "faiss", "imageio", "matplotlib", "openai", "peft", "torchvision", "transformers"}
@@ -164,6 +165,31 @@ def test_a_missing_package_is_named_when_it_is_needed(
     monkeypatch.setitem(sys.modules, "diffusers", None)
     said = refusal(nodes, nodes.LoadModel, model="demo")
     assert said.startswith("The Python package diffusers is missing; install ")
+
+
+@pytest.mark.parametrize("seed", [2**32, 2**64 - 1])
+def test_one_seed_serves_the_planner_and_the_sampler(nodes: ModuleType, seed: int) -> None:
+    """Whatever ComfyUI's own seeds may be, the planner takes."""
+    one, again = (nodes.LayoutPlanner.execute(prompt="a red circle", seed=seed).values[3] for _ in "ab")
+    assert one == again != nodes.LayoutPlanner.execute(prompt="a red circle", seed=seed - 1).values[3]
+
+
+def test_a_language_model_is_unloaded_once_it_has_planned(nodes: ModuleType) -> None:
+    """And where the server cannot, the plan is there all the same, with a note."""
+    with chat_server() as server:
+        llm = nodes.LanguageModel.execute(
+            model="toy", base_url=server.url, mode="one call", enrich=False, temperature=0.0, timeout=20.0,
+            key_variable="",
+        ).values[0]  # fmt: skip
+        server.script[:] = [well, lambda request: request.send(200, "{}")]
+        asked = {"prompt": "a red circle", "llm": llm, "unload": True}
+        notes = nodes.LayoutPlanner.execute(seed=1, **asked).values[2]
+        assert [request.path for request in server.requests] == ["/v1/chat/completions", "/api/generate"]
+        assert "unload" not in notes
+        nodes.LayoutPlanner.execute(seed=1, **asked)
+        assert len(server.requests) == 2, "a remembered plan loads nothing"
+        server.script[:] = [well, lambda request: request.send(404, "{}")]
+        assert "did not unload 'toy'" in nodes.LayoutPlanner.execute(seed=2, **asked).values[2]
 
 
 def test_importing_the_nodes_imports_nothing_heavy(tmp_path: Path) -> None:

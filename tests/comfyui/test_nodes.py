@@ -30,7 +30,7 @@ SOCKETS = {
         ["TTOM_LLM"],
     ),
     "TTOM_LayoutPlanner": (
-        ["prompt", "seed", "llm", "fallback", "pinned"],
+        ["prompt", "seed", "llm", "fallback", "pinned", "unload"],
         ["TTOM_LAYOUT", "STRING", "STRING", "STRING"],
     ),
     "TTOM_LayoutEditor": (

@@ -163,6 +163,14 @@ def unload(settings: LLMSettings) -> None:
         ) from None
 
 
+def servers_seed(seed: int) -> int:
+    """A seed of any size as one that every server takes: of 31 bits, and itself if it has no more.
+
+    Some keep it in a signed 32-bit number, and for llama.cpp 2³² − 1 is no seed at all.
+    """
+    return (seed ^ seed >> 31 ^ seed >> 62) & 0x7FFFFFFF
+
+
 class Chat:
     """A server, what it has turned out to refuse, and what was used of it."""
 
@@ -181,7 +189,7 @@ class Chat:
             "stream": True,
             "stream_options": {"include_usage": True},
             "temperature": settings.temperature,
-            "seed": seed,
+            "seed": servers_seed(seed),
         }
         self.formats = ["json_schema", "json_object", "text"]
         self.requests = self.input_tokens = self.output_tokens = 0
