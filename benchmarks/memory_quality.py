@@ -22,6 +22,7 @@ import argparse
 import random
 import re
 import sys
+import time
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -52,6 +53,7 @@ from ttom_core.planner import plan
 ROOT = Path(__file__).resolve().parent.parent
 HELD_OUT = ROOT / "demo" / "prompts" / "held_out.json"
 STEPS = 20
+ITERATIONS = PRESETS["demo"].iterations
 SIZES = (50, 100, 150, 200)
 # The code that decides a row beside what every clip depends on and what the memory holds.
 READING = ("fusion", "memory/index", "memory/recall", "memory/store")
@@ -62,7 +64,7 @@ MIRROR = {"left": "right", "right": "left", "up": "down", "down": "up", "above":
 class Variant:
     """One way to make a clip. memory: entries it was built from, 0 for none; source: whose entries."""
 
-    iterations: int = PRESETS["demo"].iterations  # 0 does not optimise
+    iterations: int = ITERATIONS  # 0 does not optimise
     memory: int = 0
     top_k: int = 5
     source: str = "own"  # own, mirrored or random
@@ -80,15 +82,15 @@ class Variant:
 VARIANTS: dict[str, Variant] = {
     "base": Variant(iterations=0),
     "tto": Variant(),
-    "tto_4": Variant(iterations=4),
-    "tto_2": Variant(iterations=2),
+    "tto_half": Variant(iterations=ITERATIONS // 2),
+    "tto_quarter": Variant(iterations=ITERATIONS // 4),
     "memory_only": Variant(iterations=0, memory=200),
     "memory_only_top1": Variant(iterations=0, memory=200, top_k=1),
     "memory_only_top10": Variant(iterations=0, memory=200, top_k=10),
     "memory_only_long": Variant(iterations=0, memory=200, until=0.5),
     "memory_tto": Variant(memory=200),
-    "memory_tto_4": Variant(iterations=4, memory=200),
-    "memory_tto_2": Variant(iterations=2, memory=200),
+    "memory_tto_half": Variant(iterations=ITERATIONS // 2, memory=200),
+    "memory_tto_quarter": Variant(iterations=ITERATIONS // 4, memory=200),
     "memory_tto_top1": Variant(memory=200, top_k=1),
     "memory_tto_top10": Variant(memory=200, top_k=10),
     **{f"memory_tto_of_{size}": Variant(memory=size) for size in SIZES[:-1]},
@@ -103,7 +105,8 @@ VARIANTS: dict[str, Variant] = {
 PAIRS = (
     ("tto", "base"),
     ("memory_tto", "tto"),
-    ("memory_tto_4", "tto"),
+    ("memory_tto_half", "tto"),
+    ("memory_tto_half", "tto_half"),
     ("memory_only", "base"),
     ("memory_tto", "memory_only"),
     ("memory_only", "memory_only_top10"),
@@ -168,10 +171,13 @@ def _start(
 
 
 def make(backbone: Any, job: Job) -> Row:
-    """One clip of one variant, scored, in a worker."""
+    """One clip of one variant, scored, in a worker; its seconds are with those of the reading."""
     clip, variant, stores = job
+    begun = time.perf_counter()
     adapter, entries = _start(backbone, variant, clip.spec["prompt"], clip.seed, stores)
-    return {**make_clip(backbone, clip, adapter), "entries": entries}
+    reading = time.perf_counter() - begun
+    row = make_clip(backbone, clip, adapter)
+    return {**row, "seconds": row["seconds"] + reading, "entries": entries}
 
 
 def jobs_of(prompts: list[dict[str, Any]], stores: Path) -> dict[str, dict[int, Job]]:

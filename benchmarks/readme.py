@@ -92,8 +92,9 @@ def store_table(figures: Figures) -> str:
     }
     rest = {name: f for name, f in figures.items() if not re.search(r"_\d+[kM](_one_bucket)?$", name)}
     sizes = {name: f for name, f in figures.items() if name not in rest}
-    grouped = grouped_table(columns, "entries", sizes, ending=False)
-    return f"{plain_table(rest)}\n\n{grouped}"
+    tables = [plain_table(rest)] if rest else []
+    tables += [grouped_table(columns, "entries", sizes, ending=False)] if sizes else []
+    return "\n\n".join(tables)
 
 
 FULL_SIZE = re.compile(
@@ -163,22 +164,19 @@ def presets_table() -> str:
 
 
 def claims_table(results: Path) -> str:
-    """One row a claim or goal whose result files are all there; nothing where there is no such claim."""
-    from ttom_core.evaluation.claims import RULE, judged, mixed
+    """One row a claim or goal that has a figure, and how many have none; nothing where none has."""
+    from ttom_core.evaluation.claims import RULE, judged, measured, mixed, unmeasured
     from ttom_core.evaluation.paper import CLAIMS, GOALS
 
     found = {path.stem: _result(path) for path in sorted(results.glob("*.json"))}
-    rows = [
-        (claim.source, claim.text, *judged(claim, found))
-        for claim in (*CLAIMS, *GOALS)
-        if all(condition.result in found for condition in claim.conditions)
-    ]
+    claims = (*CLAIMS, *GOALS)
+    rows = [(claim.source, claim.text, *judged(claim, found)) for claim in claims if measured(claim, found)]
     if not rows:
         return ""
     lines = ["| | claim | verdict | figures |", "|---|---|---|---|"]
     lines += [f"| {source} | {text} | **{verdict}** | {words} |" for source, text, verdict, words in rows]
-    warning = mixed(found)
-    return "\n".join([*lines, "", RULE, *(["", f"**{warning}**"] if warning else []), ""])
+    notes = [RULE, unmeasured(claims, found), f"**{warning}**" if (warning := mixed(found)) else ""]
+    return "\n".join([*lines, *(line for note in notes if note for line in ("", note)), ""])
 
 
 TABLES: dict[str, Callable[[Figures], str]] = {
@@ -217,7 +215,7 @@ def block(name: str, results: Path) -> str:
         return "" if name == "evidence" else "*Not measured yet.*\n"
     result = _result(path)
     table = TABLES.get(name, plain_table)(result["figures"])
-    source = f"`{result['command']}` at commit {result['commit'][:10]}, seed {result['seed']}"
+    source = f"`{result['command']}` at commit {result['commit']}, seed {result['seed']}"
     return f"{table}\n\nMade by {source}, on {result['machine']}.\n"
 
 

@@ -12,13 +12,25 @@ import argparse
 import base64
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from ttom_core.errors import TTOMError
-from ttom_core.evaluation.claims import FAILS, HOLDS, OPEN, RULE, Claim, Result, judged, mixed, number
+from ttom_core.evaluation.claims import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    RULE,
+    Claim,
+    Result,
+    judged,
+    measured,
+    mixed,
+    number,
+    unmeasured,
+)
 from ttom_core.evaluation.evaluate import QUALITIES
 from ttom_core.evaluation.paper import CATEGORIES, CLAIMS, GOALS, MEMORY
 
@@ -42,7 +54,7 @@ CLASSES = {HOLDS: "holds", FAILS: "fails", OPEN: "open"}
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]], verdicts: bool = False) -> str:
-    """An HTML table of plain texts, each escaped; with `verdicts`, those are coloured."""
+    """An HTML table of plain texts, each escaped; with `verdicts`, those are coloured. None without rows."""
     first = "".join(f'<th scope="col">{escape(text)}</th>' for text in head)
     body = []
     for row in rows:
@@ -51,20 +63,21 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]], verdicts: bool = F
             mark = f' class="{CLASSES[text]}"' if verdicts and text in CLASSES else ""
             cells.append(f"<td{mark}>{escape(text)}</td>")
         body.append(f"<tr>{''.join(cells)}</tr>")
+    if not body:
+        return ""
     return f'<div class="wide"><table><tr>{first}</tr>{"".join(body)}</table></div>'
 
 
-def claims(of: Iterable[Claim], results: Mapping[str, Result]) -> str:
-    rows = []
-    for claim in of:
-        found, words = judged(claim, results)
-        rows.append((claim.source, claim.text, found, words))
-    return table(("", "claim", "verdict", "figures"), rows, verdicts=True)
+def claims(of: Sequence[Claim], results: Mapping[str, Result]) -> str:
+    rows = [(claim.source, claim.text, *judged(claim, results)) for claim in of if measured(claim, results)]
+    note = f"<p>{escape(rest)}</p>" if (rest := unmeasured(of, results)) else ""
+    return table(("", "claim", "verdict", "figures"), rows, verdicts=True) + note
 
 
-def measured(result: Result) -> list[str]:
+def methods_of(result: Result) -> list[str]:
     """The methods that a result has a composition of."""
-    return [name for name in result["settings"]["methods"] if f"{name}_composition" in result["figures"]]
+    end = "_composition"
+    return [name.removesuffix(end) for name in result["figures"] if name.endswith(end)]
 
 
 def cell(result: Result, name: str) -> str:
@@ -75,7 +88,7 @@ def cell(result: Result, name: str) -> str:
 def methods(result: Result) -> str:
     """One row a method, one column a quality."""
     rows = []
-    for name in measured(result):
+    for name in methods_of(result):
         cells = [cell(result, f"{name}_{quality}") for quality in QUALITIES]
         seconds = result["figures"].get(f"{name}_seconds")
         rows.append((name.replace("_", " "), *cells, f"{seconds['value']:.1f}" if seconds else "–"))
@@ -84,7 +97,7 @@ def methods(result: Result) -> str:
 
 def by_category(result: Result) -> str:
     """Composition by category: one row a category, one column a method."""
-    names = measured(result)
+    names = methods_of(result)
     rows = [
         (category.replace("_", " "), *(cell(result, f"{name}_composition_{category}") for name in names))
         for category in CATEGORIES
@@ -94,9 +107,12 @@ def by_category(result: Result) -> str:
 
 
 def plain(result: Result) -> str:
-    """One row a figure."""
+    """One row a figure that `methods` does not show."""
+    shown = {f"{name}_{column}" for name in methods_of(result) for column in (*QUALITIES, "seconds")}
     rows = [
-        (name.replace("_", " "), number(f), str(f["n"]), f["unit"]) for name, f in result["figures"].items()
+        (name.replace("_", " "), number(f), str(f["n"]), f["unit"])
+        for name, f in result["figures"].items()
+        if name not in shown
     ]
     return table(("figure", "value", "n", "unit"), rows)
 
@@ -163,6 +179,7 @@ def page(results: Mapping[str, Result], folder: Path) -> str:
         if found := results.get(name):
             parts += [
                 f"<h2>{title}</h2>",
+                methods(found),
                 plain(found),
                 picture(folder / f"{name}.png", title),
                 picture(folder / f"{name}_relevance.png", "soft IoU of layers and heads"),

@@ -16,7 +16,7 @@ from conftest import SIZE, STEPS
 import demo.memories as memories
 from ttom_core.adapter import Adapter
 from ttom_core.evaluation.evaluate import Clip, load_prompts
-from ttom_core.evaluation.paper import CLAIMS, MEMORY
+from ttom_core.evaluation.paper import CLAIMS, GOALS, MEMORY
 from ttom_core.evaluation.pool import read_rows
 from ttom_core.generate import generate
 from ttom_core.memory.key import scene_key
@@ -44,7 +44,7 @@ def jobs(stores="stores"):
 def test_every_claim_about_memory_has_its_figure():
     rows = {name: {index: row(index) for index in found} for name, found in jobs().items()}
     table = QUALITY["table_of"](rows)
-    asked = {c.figure for claim in CLAIMS for c in claim.conditions if c.result == MEMORY}
+    asked = {c.figure for claim in (*CLAIMS, *GOALS) for c in claim.conditions if c.result == MEMORY}
     assert asked and asked <= table.keys()
 
 
@@ -122,7 +122,7 @@ def test_a_part_joins_the_others_of_the_same_model_settings_and_code(run):
 def test_a_part_never_replaces_a_result_that_tells_of_more(run, capsys):
     whole = run()
     for arguments, model, limit, words in (
-        (["--only", "base"], "another", 7, "tells of tto, tto_4, tto_2 and more,"),
+        (["--only", "base"], "another", 7, "tells of tto, tto_half, tto_quarter and more,"),
         (["--only", "base"], "one", 3, "tells of 7 prompts"),
     ):
         same = run(*arguments, model=model, limit=limit, code=2)

@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 
 from ttom_core.errors import TTOMError
-from ttom_core.evaluation.claims import FAILS, HOLDS, OPEN, Claim, Condition, judged, together, verdict
+from ttom_core.evaluation.claims import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    Claim,
+    Condition,
+    judged,
+    measured,
+    together,
+    unmeasured,
+    verdict,
+)
 from ttom_core.evaluation.evaluate import QUALITIES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +52,8 @@ def result(figures, **settings):
         (figure(0.01, -0.01, 0.029), BELOW, HOLDS),
         (figure(0.01, -0.01, 0.03), BELOW, OPEN),
         (figure(0.05, 0.04, 0.06), BELOW, FAILS),
+        (figure(0.0, 0.0, 0.0), BELOW, OPEN),  # no prompt of 100 says otherwise, and 3 % still may
+        (figure(0.0, 0.0, 0.0, n=210), BELOW, HOLDS),
     ],
 )
 def test_a_verdict_needs_the_whole_interval(found, condition, expected):
@@ -64,6 +77,9 @@ def test_a_claim_finds_the_preset_and_the_last_method_by_the_files_own_word():
     assert judged(claim, {"r": found})[0] == HOLDS
     assert judged(claim, {"r": {"figures": {}}})[0] == OPEN
     assert "not been measured" in judged(claim, {})[1]
+    assert measured(claim, {"r": found}) and not unmeasured([claim], {"r": found})
+    assert not measured(claim, {"r": {"figures": {}}})
+    assert unmeasured([claim, Claim("x", "", (ABOVE,))], {}).endswith("measured:  (1), x (1).")
 
 
 class Seen(HTMLParser):
@@ -166,7 +182,8 @@ def test_whatever_was_measured_makes_a_page(tmp_path, names):
     assert REPORT["main"](["--results", str(tmp_path), "--out", str(out)]) == 0
     seen = Seen()
     seen.feed(out.read_text())
-    assert "has not been measured" in seen.text and "None" not in seen.text
+    assert "have not been measured" in seen.text and "None" not in seen.text
+    assert ("table" in seen.tags) == bool(set(names) - {"full_size"})
     assert ("Methods beside each other" in seen.text) == ("evidence" in names)
     assert ("One setting at a time" in seen.text) == any(name.startswith("ablation") for name in names)
     assert ("Memory" in seen.text) == ("memory_quality" in names)

@@ -110,4 +110,28 @@ GOALS = (
         ),
         either=True,
     ),
+    Claim(
+        "goal",
+        f"a memory makes TTO compose better, or as well (to within {KEPT}) with half the iterations",
+        (
+            ahead(MEMORY, "memory_tto", "tto"),
+            Condition(MEMORY, "composition_of_memory_tto_half_over_tto", -KEPT),
+        ),
+        either=True,
+    ),
+    Claim(
+        "goal",
+        f"TTO from a memory keeps the presence of TTO alone (to within {KEPT})",
+        (Condition(MEMORY, "presence_of_memory_tto_over_tto", -KEPT),),
+    ),
+    Claim(
+        "control",
+        "a scene's own entries are better than random ones",
+        (ahead(MEMORY, "memory_tto", "random"),),
+    ),
+    Claim(
+        "control",
+        "a scene's own entries are better than those of the mirrored scene",
+        (Condition(MEMORY, "composition_of_wrong_direction_over_memory_tto_where_directed", below=True),),
+    ),
 )
