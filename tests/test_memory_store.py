@@ -26,6 +26,7 @@ from ttom_core.memory import index
 from ttom_core.memory.index import SIZE, SketchIndex, sketch
 from ttom_core.memory.key import SceneKey
 from ttom_core.memory.store import UNDO_DEPTH, MemoryStore, MemoryStoreError
+from ttom_core.optimize import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 64  # of the embeddings
@@ -72,6 +73,14 @@ def benchmark():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_the_benchmark_attaches_and_leaves_the_model_as_it_was(backbone, tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "demo", PRESETS["demo"].model_copy(update={"layers": (1, 2)}))
+    hooks = sum(len(module._forward_hooks) for module in backbone.transformer.modules())
+    seconds = benchmark().attach_seconds(tmp_path, backbone, rounds=3)
+    assert len(seconds) == 3 and min(seconds) > 0
+    assert sum(len(module._forward_hooks) for module in backbone.transformer.modules()) == hooks
 
 
 def in_child(work) -> int:
