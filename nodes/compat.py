@@ -1,16 +1,20 @@
 """All that depends on how ComfyUI samples: every fact here may change with its version.
 
-Tried on 0.3.64. Used are the wrappers of `comfy.patcher_extension`, and in `transformer_options` the
-replacement of blocks (`patches_replace`) and of attention (`optimized_attention_override`). Nothing of
-ComfyUI is edited.
+Tried on 0.3.64 and 0.33.0 (the numbers were shortened in between). Used are the wrappers of
+`comfy.patcher_extension`, and in `transformer_options` the replacement of blocks (`patches_replace`) and of
+attention (`optimized_attention_override`). Nothing of ComfyUI is edited. CogVideoX came in between, and its
+blocks cannot be replaced by an option: for the length of a call they are given another `forward`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+import comfy.model_management
+import comfy.model_sampling
 import comfy.ops
 import comfy.sample
 import comfy.samplers
@@ -21,7 +25,14 @@ from comfy.model_management import get_total_memory
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ..ttom_core.backbones.native import BlockTurn, NativeModel, NativeWan
+from ..ttom_core.backbones.native import (
+    BlockTurn,
+    NativeCogVideoX,
+    NativeModel,
+    NativeRun,
+    NativeWan,
+    State,
+)
 from ..ttom_core.backbones.phrases import EncodedPrompt
 from ..ttom_core.errors import TTOMError
 from ..ttom_core.memory.embedding import identity, unit_rows
@@ -36,7 +47,8 @@ SAMPLERS = list(comfy.samplers.KSampler.SAMPLERS)
 SCHEDULERS = list(comfy.samplers.KSampler.SCHEDULERS)
 PROMPT = "ttom_prompt"  # what a CONDITIONING carries beside its tensor
 _KEY = "ttom"
-_SUPPORTED = "TTOM supports Wan 2.1 and 2.2, for texts and for images"
+_SUPPORTED = "TTOM supports Wan 2.1 and 2.2, and CogVideoX, for texts and for images"
+_KINDS = {"WanModel": NativeWan, "CogVideoXTransformer3DModel": NativeCogVideoX}  # by their transformers
 _BLOCK = "double_block"  # what Wan's blocks are called among the replacements
 
 Model = Any  # a comfy.model_patcher.ModelPatcher
@@ -54,7 +66,7 @@ def check_model(model: Model) -> None:
             "The MODEL is compiled, which fixes what TTOM changes during its first steps; remove the node "
             "that compiles it."
         )
-    if type(transformer).__name__ != "WanModel":
+    if type(transformer).__name__ not in _KINDS:
         raise TTOMError(f"A MODEL of the kind {type(model.model).__name__} is unknown here; {_SUPPORTED}.")
     if getattr(transformer, "ref_conv", None) is not None:
         raise TTOMError(f"This Wan takes a reference picture among its video tokens; {_SUPPORTED}.")
@@ -75,11 +87,16 @@ def check_model(model: Model) -> None:
             "A cache reuses what the MODEL gave at one step in the next, and TTOM changes just that; remove "
             "the cache node."
         )
-    if float(model.get_model_object("model_sampling").sigma_max) > 1 + 1e-4:
+    if is_wan(model) and float(model.get_model_object("model_sampling").sigma_max) > 1 + 1e-4:
         raise TTOMError(
             "The MODEL's noise levels go beyond 1, so it is not sampled as Wan is; remove the node that "
             "changes its sampling, other than ModelSamplingSD3 with a shift."
         )
+
+
+def is_wan(model: Model) -> bool:
+    """Whether a MODEL that TTOM knows is a Wan; else it is a CogVideoX."""
+    return _KINDS[type(model.model.diffusion_model).__name__] is NativeWan
 
 
 def _has_wrapper(model: Model, word: str) -> bool:
@@ -117,6 +134,8 @@ def weight_of(linear: nn.Module, like: Tensor) -> Tensor:
     if not isinstance(linear, comfy.ops.CastWeightBiasOp):
         return linear.weight.to(like)
     weight = comfy.ops.cast_bias_weight(linear, like)[0]
+    if isinstance(weight, getattr(comfy.ops, "QuantizedTensor", ())):  # newer ComfyUI's fp8, int8 and nvfp4
+        weight = weight.dequantize().to(like)
     scale = getattr(linear, "scale_weight", None)
     return weight if scale is None else weight * scale.to(weight)
 
@@ -185,15 +204,17 @@ def computes_in(model: Model) -> torch.dtype:
     return model.model.manual_cast_dtype or model.model.get_dtype()
 
 
-def native_backbone(guider: Any, sigmas: list[float]) -> NativeWan:
+def native_backbone(guider: Any, sigmas: list[float]) -> NativeRun:
     """The run's MODEL as the optimisation sees it."""
     model = guider.inner_model
+    kind = _KINDS[type(model.diffusion_model).__name__]
+    by_turns = _wan_by_turns if kind is NativeWan else _cogvideox_by_turns
 
     def denoise(latents: Tensor, sigma: Tensor, call: Mapping[str, Any], turn: BlockTurn) -> None:
-        options = _options(call["model_options"], turn, len(model.diffusion_model.blocks))
-        comfy.samplers.calc_cond_batch(model, [guider.conds["positive"]], latents, sigma, options)
+        with by_turns(model.diffusion_model.blocks, call["model_options"], turn) as options:
+            comfy.samplers.calc_cond_batch(model, [guider.conds["positive"]], latents, sigma, options)
 
-    return NativeWan(
+    return kind(
         model.diffusion_model,
         positive_prompt(guider),
         sigmas,
@@ -203,29 +224,95 @@ def native_backbone(guider: Any, sigmas: list[float]) -> NativeWan:
     )
 
 
-def _options(model_options: dict[str, Any], turn: BlockTurn, blocks: int) -> dict[str, Any]:
+@contextmanager
+def _wan_by_turns(
+    blocks: Sequence[nn.Module], model_options: dict[str, Any], turn: BlockTurn
+) -> Iterator[dict[str, Any]]:
     """The run's options with its blocks by these turns, and attention that has a backward pass."""
-    transformer = dict(model_options.get("transformer_options", {}))
+    options, transformer = _with_plain_attention(model_options)
     replaced = dict(transformer.get("patches_replace", {}))
     dit = dict(replaced.get("dit", {}))
-    for index in range(blocks):
-        dit[(_BLOCK, index)] = _block(index, turn, dit.get((_BLOCK, index)))
+    for index in range(len(blocks)):
+        dit[(_BLOCK, index)] = _wan_block(index, turn, dit.get((_BLOCK, index)))
     transformer["patches_replace"] = replaced | {"dit": dit}
-    transformer["optimized_attention_override"] = lambda own, *args, **kwargs: attention_pytorch(
-        *args, **kwargs
-    )
-    return model_options | {"transformer_options": transformer}
+    yield options
 
 
-def _block(index: int, turn: BlockTurn, theirs: Callable[..., Any] | None) -> Callable[..., dict[str, Any]]:
+def _wan_block(
+    index: int, turn: BlockTurn, theirs: Callable[..., Any] | None
+) -> Callable[..., dict[str, Any]]:
     def replacement(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-        def run(state: Tensor) -> Tensor:
+        def run(state: State) -> State:
             given = args | {"img": state}
-            return (theirs(given, extra) if theirs else extra["original_block"](given))["img"]
+            with _with_backward():
+                return (theirs(given, extra) if theirs else extra["original_block"](given))["img"]
 
         return {"img": turn(index, run, args["img"])}
 
     return replacement
+
+
+@contextmanager
+def _cogvideox_by_turns(
+    blocks: Sequence[nn.Module], model_options: dict[str, Any], turn: BlockTurn
+) -> Iterator[dict[str, Any]]:
+    """As `_wan_by_turns`; the blocks' own `forward` is back afterwards."""
+    options, _ = _with_plain_attention(model_options)
+    with ExitStack() as stack:
+        for index, block in enumerate(blocks):
+            theirs = vars(block).get("forward")  # another pack's, on this block alone
+            block.forward = _cogvideox_block(index, turn, block.forward)
+            stack.callback(_give_back, block, theirs)
+        yield options
+
+
+def _cogvideox_block(index: int, turn: BlockTurn, own: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        *args: Any,
+        image_rotary_emb: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        def run(state: State) -> State:
+            video, text, rotation = state
+            with _with_backward():
+                return *own(video, text, *args, image_rotary_emb=rotation, **kwargs), rotation
+
+        video, text, _ = turn(index, run, (hidden_states, encoder_hidden_states, image_rotary_emb))
+        return video, text
+
+    return forward
+
+
+def _give_back(block: nn.Module, theirs: Callable[..., Any] | None) -> None:
+    if theirs is None:
+        del block.forward
+    else:
+        block.forward = theirs
+
+
+def _with_plain_attention(model_options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Copies of a run's options and of the transformer's, with attention that has a backward pass."""
+    transformer = dict(model_options.get("transformer_options", {}))
+    transformer["optimized_attention_override"] = lambda own, *args, **kwargs: attention_pytorch(
+        *args, **kwargs
+    )
+    return model_options | {"transformer_options": transformer}, transformer
+
+
+@contextmanager
+def _with_backward() -> Iterator[None]:
+    """Let newer ComfyUI leave out its fused operations, which have no backward pass."""
+    before = getattr(comfy.model_management, "in_training", None)
+    if before is None:
+        yield
+        return
+    comfy.model_management.in_training = True
+    try:
+        yield
+    finally:
+        comfy.model_management.in_training = before
 
 
 def sample(
@@ -243,6 +330,12 @@ def sample(
     on_step: Callable[[int], None],
 ) -> dict[str, Any]:
     """What the stock KSampler does with these inputs, `on_step` in place of its progress bar."""
+    unscaled = getattr(comfy.model_sampling, "V_PREDICTION_DDPM", ())
+    if isinstance(model.get_model_object("model_sampling"), unscaled):
+        raise TTOMError(
+            "The KSampler's noise is far more than CogVideoX knows; use Patch Model (TTOM) with "
+            "SamplerCustomAdvanced and VOIDSampler, which begins from the right one."
+        )
     latents = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     noise = comfy.sample.prepare_noise(latents, seed, latent.get("batch_index"))
     samples = comfy.sample.sample(
@@ -283,8 +376,8 @@ def _read(clip: Any, tokens: Mapping[str, Any], text: str) -> EncodedPrompt:
     """
     if len(tokens) != 1:
         raise TTOMError(
-            f"This CLIP has {len(tokens)} text encoders, and Wan's has one; load it with CLIPLoader and the "
-            "type wan."
+            f"This CLIP has {len(tokens)} text encoders, and Wan's and CogVideoX's have one; load it with "
+            "CLIPLoader and the type wan or cogvideox."
         )
     (batches,) = tokens.values()
     spelt, offsets = "", []

@@ -14,7 +14,7 @@ from comfy.model_management import get_torch_device, throw_exception_if_processi
 from comfy.utils import ProgressBar
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..ttom_core.backbones.names import native_name
+from ..ttom_core.backbones.names import COGVIDEOX, WAN, native_name
 from ..ttom_core.errors import TTOMError
 
 if TYPE_CHECKING:
@@ -171,9 +171,9 @@ def lora_model(adapter: Adapter) -> dict[str, torch.Tensor]:
     import torch
 
     lora: dict[str, torch.Tensor] = {}
-    is_wan = adapter.fingerprint.startswith("wan-")
+    names = next(names for names in (WAN, COGVIDEOX) if adapter.fingerprint.startswith(f"{names.family}-"))
     for module, (down, up) in adapter.weights.items():
-        name = f"diffusion_model.{native_name(module) if is_wan else module}"
+        name = f"diffusion_model.{native_name(module, names)}"
         lora[f"{name}.lora_A.weight"] = down.detach().cpu().contiguous()
         lora[f"{name}.lora_B.weight"] = up.detach().cpu().contiguous()
         lora[f"{name}.alpha"] = torch.tensor(float(adapter.alpha))

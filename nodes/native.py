@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from comfy_api.latest import io
 
-from ..ttom_core.backbones.native import native_fingerprint, wan_on_meta
+from ..ttom_core.backbones.native import native_fingerprint, twin
 from ..ttom_core.forecast import RESERVE, Blueprint, Clip, NotEnoughMemory, count_iteration, gib
 from ..ttom_core.generate import Progress, Reporter
 from ..ttom_core.masks import soft_masks
@@ -138,24 +138,12 @@ def _fitted(model: compat.Model, shape: Sequence[int], settings: TTOSettings) ->
 
 
 def _iteration_bytes(model: compat.Model, shape: Sequence[int], settings: TTOSettings) -> int:
-    from ..ttom_core.backbones.wan import WanBackbone
-
-    wan, dtype = model.model.diffusion_model, compat.computes_in(model)
-    twin = wan_on_meta(
-        num_attention_heads=wan.num_heads,
-        attention_head_dim=wan.dim // wan.num_heads,
-        in_channels=wan.in_dim,
-        ffn_dim=wan.ffn_dim,
-        num_layers=len(wan.blocks),
-    ).requires_grad_(False)
-    for parameter in twin.parameters():
-        parameter.data = parameter.data.to(dtype)
-    backbone = WanBackbone.of_transformer(twin, 1, 1)
+    _, _, frames, rows, columns = shape
+    dtype = compat.computes_in(model)
+    backbone, size = twin(model.model.diffusion_model, dtype, (frames, rows, columns))
     insist_on_layers(settings.layers, backbone)
     blueprint = Blueprint(backbone, None, 0, (), 0, dtype)
-    _, _, frames, rows, columns = shape
-    clip = Clip(frames, rows + rows % 2, columns + columns % 2)  # in latents, and padded as they will be
-    return sum(count_iteration(blueprint, clip, settings).values())
+    return sum(count_iteration(blueprint, Clip(*size), settings).values())
 
 
 def _preset() -> io.Input:

@@ -1,4 +1,4 @@
-"""The two sets of names of one Wan transformer."""
+"""The two sets of names of one transformer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ttom_core.backbones.names import convert, diffusers_name, native_name
+from ttom_core.backbones.fingerprint import fingerprint
+from ttom_core.backbones.names import COGVIDEOX, convert, diffusers_name, names_of, native_name
 from ttom_core.backbones.native import native_fingerprint
 from ttom_core.cli import main
 from ttom_core.errors import TTOMError
@@ -40,6 +41,56 @@ def test_they_are_the_names_that_diffusers_itself_reads(names: list[str]) -> Non
     for name in theirs:
         (read,) = convert_wan_transformer_to_diffusers({native_name(name): torch.zeros(1)})
         assert read == name
+
+
+@pytest.fixture(scope="module")
+def cogvideox() -> dict[str, torch.Tensor]:
+    """The weights of the real class, with all the parts that it can have."""
+    from diffusers import CogVideoXTransformer3DModel
+
+    torch.manual_seed(0)
+    model = CogVideoXTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        num_layers=11,
+        time_embed_dim=8,
+        ofs_embed_dim=8,
+        text_embed_dim=8,
+        sample_width=4,
+        sample_height=4,
+        max_text_seq_length=8,
+        use_learned_positional_embeddings=True,
+        use_rotary_positional_embeddings=True,
+    )
+    return model.state_dict()
+
+
+def test_cogvideox_goes_there_and_back(cogvideox: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    native = {name: native_name(name, COGVIDEOX) for name in cogvideox}
+    assert len(set(native.values())) == len(native)
+    assert {diffusers_name(name, COGVIDEOX) for name in native.values()} == cogvideox.keys()
+    assert names_of(native.values()) is names_of(native) is COGVIDEOX
+
+    (tmp_path / "transformer").mkdir()
+    save_file(cogvideox, tmp_path / "transformer" / "model.safetensors")
+    convert(tmp_path, tmp_path / "native.safetensors")
+    assert load_file(tmp_path / "native.safetensors").keys() == set(native.values())
+    convert(tmp_path / "native.safetensors", tmp_path / "back.safetensors")
+    restored = load_file(tmp_path / "back.safetensors")
+    assert restored.keys() == cogvideox.keys()
+    assert all(torch.equal(restored[name], cogvideox[name]) for name in cogvideox)
+
+
+def test_a_cogvideox_has_one_fingerprint_under_both_names(cogvideox: dict[str, torch.Tensor]) -> None:
+    weights = {
+        native_name(name, COGVIDEOX): x for name, x in cogvideox.items() if "pos_embedding" not in name
+    }
+    parameters = [(name, x) for name, x in cogvideox.items() if "pos_embedding" not in name]
+    assert native_fingerprint(weights) == fingerprint("cogvideox", 11, 32, parameters)
+    for lost in ("norm_final.weight", "blocks.10.attn_out.bias"):
+        with pytest.raises(TTOMError, match=rf"^The MODEL lacks {lost}, so it is no whole CogVideoX"):
+            native_fingerprint({name: x for name, x in weights.items() if name != lost})
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def answers() -> Any:
     if not folder:
         pytest.skip("COMFYUI_DIR is not set: the folder of a ComfyUI installation to test against")
     python = os.environ.get("COMFYUI_PYTHON") or sys.executable
-    code = BEFORE + TOKENS + SENTENCES + WEIGHTS + ROOM + "print(json.dumps(answers))"
+    code = BEFORE + TOKENS + SENTENCES + WEIGHTS + ROOM + COGVIDEOX + "print(json.dumps(answers))"
     command = [python, "-c", code, str(ROOT)]
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280)
     assert run.returncode == 0, run.stderr[-3000:]
@@ -133,12 +133,18 @@ def made(ops, dtype):
     return linear
 
 torch.manual_seed(0)
-scaled = made(comfy.ops.scaled_fp8_ops(override_dtype=torch.float8_e4m3fn), torch.float8_e4m3fn)
-scaled.scale_weight.data = torch.tensor(0.25)
+plain = made(comfy.ops.disable_weight_init, torch.float32)
+if hasattr(comfy.ops, "scaled_fp8_ops"):
+    scaled = made(comfy.ops.scaled_fp8_ops(override_dtype=torch.float8_e4m3fn), torch.float8_e4m3fn)
+    scaled.scale_weight.data = torch.tensor(0.25)
+else:  # newer ComfyUI has a type of tensor for it
+    quantized = comfy.ops.QuantizedTensor.from_float(torch.randn(8, 16), "TensorCoreFP8E4M3Layout")
+    scaled = made(comfy.ops.manual_cast, torch.float32)
+    scaled.weight = torch.nn.Parameter(quantized, requires_grad=False)
 patched = made(comfy.ops.manual_cast, torch.bfloat16)
 patched.weight_function = [lambda weight: weight + 0.5]  # a LoRA on a model that is only partly loaded
 answers["worst"] = [
-    worst(made(comfy.ops.disable_weight_init, torch.float32)),
+    worst(plain),
     worst(made(comfy.ops.manual_cast, torch.bfloat16)),
     worst(made(comfy.ops.manual_cast, torch.float8_e4m3fn)),
     worst(scaled),
@@ -162,3 +168,86 @@ answers["batches"] = [shape[0] for shape in shapes]
 
 def test_room_is_asked_for_in_whole_batches(answers: Any) -> None:
     assert answers["batches"] == [1, 2, 2, 3]
+
+
+COGVIDEOX = """
+try:
+    from comfy.ldm.cogvideo.model import CogVideoXTransformer3DModel as Native
+except ImportError:
+    Native = None
+answers["cogvideox"] = None
+if Native:
+    from diffusers import CogVideoXTransformer3DModel
+    from pack.ttom_core.adapter import Adapter, attach, init_adapter
+    from pack.ttom_core.attention import PrefixCache
+    from pack.ttom_core.backbones.cogvideox import CogVideoXBackbone
+    from pack.ttom_core.backbones.fingerprint import fingerprint
+    from pack.ttom_core.backbones.names import COGVIDEOX, native_name
+    from pack.ttom_core.backbones.native import NativeCogVideoX
+    from pack.ttom_core.backbones.phrases import EncodedPrompt
+
+    torch.manual_seed(0)
+    sizes = dict(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8,
+        text_embed_dim=32, num_layers=3, max_text_seq_length=24, use_rotary_positional_embeddings=True,
+    )
+    theirs = CogVideoXTransformer3DModel(**sizes).requires_grad_(False)
+    for block in theirs.transformer_blocks:  # random weights give almost even attention
+        torch.nn.init.normal_(block.attn1.to_q.weight, std=0.5)
+        torch.nn.init.normal_(block.attn1.to_k.weight, std=0.5)
+    with torch.inference_mode():  # as ComfyUI loads
+        ours = Native(**sizes, dtype=torch.float32, operations=comfy.ops.manual_cast).requires_grad_(False)
+        ours.load_state_dict({native_name(n, COGVIDEOX): x for n, x in theirs.state_dict().items()})
+    latents, text, timestep = torch.randn(1, 4, 3, 4, 6), torch.randn(1, 24, 32), torch.tensor([700])
+
+    def denoise(latents, sigma, call, turn):
+        with compat._cogvideox_by_turns(ours.blocks, {}, turn) as options:
+            ours(latents, sigma, text, transformer_options=options["transformer_options"])
+
+    native = NativeCogVideoX(
+        ours, EncodedPrompt("", "", (), 24), [4500.0, 1.0], dict(ours.named_parameters()), denoise,
+        compat.weight_of,
+    )
+    diffusers = CogVideoXBackbone.of_transformer(theirs, 1, 1)
+    calls = {"timestep": timestep, "encoder_hidden_states": text}
+    here = calls | {"hidden_states": latents}
+    there = calls | {
+        "hidden_states": latents.transpose(1, 2), "image_rotary_emb": ours._get_rotary_emb(2, 3, 3, "cpu")
+    }
+    fresh = init_adapter(diffusers.adapter_modules((1,), "reachable"), 4, 4.0, 0, "x")
+    adapter = Adapter({n: (a, torch.randn_like(b) / 9) for n, (a, b) in fresh.weights.items()}, 4, 4.0, "x")
+
+    def found(backbone, call, **how):
+        with attach(backbone.transformer, adapter) as attached:
+            prefix = PrefixCache(0)
+            for _ in range(2):  # the second time from the cache
+                maps = backbone.maps(call, [0], [(1, 2), (5,)], (0, 1), prefix=prefix, **how)
+            loss = sum((layer ** 2).sum() for layer in maps.values())
+            return torch.stack(list(maps.values())), torch.autograd.grad(loss, attached.parameters())
+
+    answers["cogvideox"] = {"maps": [], "gradients": []}
+    for how in ({}, {"checkpointing": True}, {"joint_map": "text_to_video"}):
+        maps, gradients = found(native, here, **how)
+        reference, exact = found(diffusers, there, **how)
+        answers["cogvideox"]["maps"].append(float((maps - reference).abs().max() / reference.abs().max()))
+        worse = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(gradients, exact)]
+        answers["cogvideox"]["gradients"].append(max(worse))
+    answers["cogvideox"] |= {
+        "levels": native.sigmas(2),
+        "clean": not any("forward" in vars(block) for block in ours.blocks),
+        "fingerprints": [native.fingerprint, fingerprint("cogvideox", 3, 32, theirs.named_parameters())],
+    }
+"""
+
+
+def test_cogvideox_has_the_maps_and_gradients_of_the_same_weights_on_diffusers(answers: Any) -> None:
+    """Random weights; with the prefix cache, with checkpointing, and read the other way round."""
+    found = answers["cogvideox"]
+    if found is None:
+        pytest.skip("this ComfyUI has no CogVideoX of its own")
+    assert max(found["maps"]) < 1e-4
+    assert max(found["gradients"]) < 1e-3
+    assert found["levels"] == [pytest.approx(0.9998, abs=1e-4), 0.5]
+    assert found["clean"]
+    here, there = found["fingerprints"]
+    assert here == there

@@ -1,4 +1,4 @@
-"""One model, two sets of names: Wan's as diffusers has them, and as its makers and ComfyUI have them.
+"""One model, two sets of names: a transformer's as diffusers has them, and as ComfyUI has them.
 
 Adapters and memories speak diffusers' names everywhere; ComfyUI's are what its own models and LoRA files use.
 The tensors are the same, bit for bit, in both: only their names differ.
@@ -7,9 +7,29 @@ The tensors are the same, bit for bit, in both: only their names differ.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import TTOMError
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the parts of a family are called: diffusers' name → ComfyUI's, in a block and outside the blocks.
+
+    `blocks` are the blocks as diffusers calls them (ComfyUI calls all of them blocks); adapters sit on their
+    `attention`.
+    """
+
+    family: str
+    title: str
+    blocks: str
+    attention: str
+    in_block: Mapping[str, str]
+    outside: Mapping[str, str]
+
 
 _ATTENTION = {
     "to_q": "q",
@@ -22,7 +42,6 @@ _ATTENTION = {
     "add_v_proj": "v_img",
     "norm_added_k": "norm_k_img",
 }
-# diffusers' name → ComfyUI's, within a block and outside the blocks.
 _IN_BLOCK = {
     **{f"attn1.{theirs}": f"self_attn.{native}" for theirs, native in _ATTENTION.items()},
     **{f"attn2.{theirs}": f"cross_attn.{native}" for theirs, native in _ATTENTION.items()},
@@ -46,30 +65,66 @@ _OUTSIDE = {
     "proj_out": "head.head",
     "scale_shift_table": "head.modulation",
 }
-_NAME = re.compile(r"(blocks\.\d+\.)?(.+?)(\.weight|\.bias)?")
+WAN = Names("wan", "Wan", "blocks", "attn2", _IN_BLOCK, _OUTSIDE)
+
+_SAME = ("norm1.linear", "norm1.norm", "norm2.linear", "norm2.norm")
+COGVIDEOX = Names(
+    "cogvideox",
+    "CogVideoX",
+    "transformer_blocks",
+    "attn1",
+    {
+        **{f"attn1.to_{name}": name for name in "qkv"},
+        "attn1.to_out.0": "attn_out",
+        "attn1.norm_q": "norm_q",
+        "attn1.norm_k": "norm_k",
+        "ff.net.0.proj": "ff_proj",
+        "ff.net.2": "ff_out",
+        **{name: name for name in _SAME},
+    },
+    {
+        "time_embedding.linear_1": "time_embedding_linear_1",
+        "time_embedding.linear_2": "time_embedding_linear_2",
+        "ofs_embedding.linear_1": "ofs_embedding_linear_1",  # of models that take an image
+        "ofs_embedding.linear_2": "ofs_embedding_linear_2",
+        **{f"patch_embed.{name}": f"patch_embed.{name}" for name in ("proj", "text_proj", "pos_embedding")},
+        **{name: name for name in ("norm_final", "norm_out.linear", "norm_out.norm", "proj_out")},
+    },
+)
 
 
-def native_name(name: str) -> str:
-    """ComfyUI's name of what diffusers calls `name`, a module or a tensor; TTOMError if Wan has none."""
-    return _renamed(name, _IN_BLOCK, _OUTSIDE)
+def names_of(tensors: Iterable[str]) -> Names:
+    """The family of a transformer with tensors of these names, diffusers' or ComfyUI's; Wan if in doubt."""
+    return COGVIDEOX if any(".norm1.linear." in name for name in tensors) else WAN
 
 
-def diffusers_name(name: str) -> str:
+def native_name(name: str, names: Names = WAN) -> str:
+    """ComfyUI's name of what diffusers calls `name`, a module or a tensor; TTOMError if there is none."""
+    return _renamed(name, names, names.blocks, "blocks", names.in_block, names.outside)
+
+
+def diffusers_name(name: str, names: Names = WAN) -> str:
     """The inverse of `native_name`."""
-    return _renamed(name, {n: d for d, n in _IN_BLOCK.items()}, {n: d for d, n in _OUTSIDE.items()})
+    in_block, outside = ({n: d for d, n in table.items()} for table in (names.in_block, names.outside))
+    return _renamed(name, names, "blocks", names.blocks, in_block, outside)
 
 
-def _renamed(name: str, in_block: dict[str, str], outside: dict[str, str]) -> str:
-    found = _NAME.fullmatch(name)
+def _renamed(
+    name: str, names: Names, here: str, there: str, in_block: Mapping[str, str], outside: Mapping[str, str]
+) -> str:
+    found = re.fullmatch(rf"(?:{here}\.(\d+)\.)?(.+?)(\.weight|\.bias)?", name)
     block, stem, leaf = found.groups("") if found else ("", "", "")
     renamed = (in_block if block else outside).get(stem)
     if renamed is None:
-        raise TTOMError(f"{name!r} is no part of a Wan transformer; TTOM converts text-to-video Wan models.")
-    return block + renamed + leaf
+        raise TTOMError(
+            f"{name!r} is no part of a {names.title} transformer; TTOM converts text-to-video Wan and "
+            "CogVideoX models."
+        )
+    return (f"{there}.{block}." if block else "") + renamed + leaf
 
 
 def convert(source: Path, target: Path) -> int:
-    """Write a Wan transformer's tensors under the other names into one safetensors file; how many.
+    """Write a transformer's tensors under the other names into one safetensors file; how many.
 
     `source` is a diffusers folder (the pipeline's or the transformer's own), which becomes a file for
     ComfyUI's models/diffusion_models, or such a file, which becomes diffusers' weights. The tensors are
@@ -87,15 +142,15 @@ def convert(source: Path, target: Path) -> int:
     files = sorted(room.glob("*.safetensors")) if is_folder else [source]
     if not files or not all(path.is_file() for path in files):
         raise TTOMError(f"{source} holds no transformer; give a diffusers folder or a safetensors file.")
-    rename = native_name if is_folder else diffusers_name
-    tensors = {}
+    found: dict[str, Any] = {}
     try:
         for path in files:
             with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118
-                    tensors[rename(name)] = file.get_tensor(name)
+                found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise TTOMError(f"{source} is damaged or only partly downloaded; download it again.") from error
+    rename, names = native_name if is_folder else diffusers_name, names_of(found)
+    tensors = {rename(name, names): tensor for name, tensor in found.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     save_file(tensors, part, metadata={"format": "pt"})
