@@ -14,6 +14,7 @@ the pack is a link in `custom_nodes` there, under a name that is no Python name.
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import shutil
@@ -30,7 +31,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from ttom_core.backbones.names import convert
 
@@ -71,6 +74,11 @@ class ComfyUI:
         query = urllib.parse.urlencode(file)
         with urllib.request.urlopen(f"{self.url}/view?{query}", timeout=60) as answer:
             return answer.read()
+
+    def frames(self, run: Run, name: str) -> np.ndarray:
+        """The frames that a node of a run saved or showed: uint8 [F, H, W, 3]."""
+        files = run.outputs[name]["images"]
+        return np.stack([np.asarray(Image.open(io.BytesIO(self.view(f))).convert("RGB")) for f in files])
 
     def run(self, graph: dict[str, Any], interrupt_at: int | None = None) -> Run:
         """Queue an API graph and follow it to its end; cancel it when a bar reaches a value."""

@@ -3,11 +3,11 @@
 //
 //   node editor.mjs PLAYWRIGHT_CORE CHROMIUM URL SCREENSHOTS_PREFIX (canvas|vue)
 import { createRequire } from "node:module";
+import { drag, dragTrack, field, run, scrub } from "./hand.mjs";
 
 const [library, executablePath, url, pictures, mode] = process.argv.slice(2);
 const { chromium } = createRequire(import.meta.url)(library);
 const NAME = "<img src=x onerror=alert(1)>";
-const PAD = 12; // left and right of the tracks, as in web/editor/tracks.js
 const seen = { faults: [] };
 
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
@@ -144,37 +144,6 @@ async function open(page) {
   await page.waitForTimeout(500);
 }
 
-// From one point of the video's canvas to another, both in shares of it.
-async function drag(page, from, to) {
-  const { x, y, width, height } = await page.locator(".ttom-stage").boundingBox();
-  const side = Math.min(width, height) - 20; // the canvas is square, with a margin of 10
-  const at = ([across, down]) => [x + (width - side) / 2 + across * side, y + (height - side) / 2 + down * side];
-  await page.mouse.move(...at(from));
-  await page.mouse.down();
-  for (const part of [0.3, 0.7, 1]) await page.mouse.move(...at(from.map((start, i) => start + part * (to[i] - start))));
-  await page.mouse.up();
-}
-
-async function scrub(page, time) {
-  const { x, y, width, height } = await page.locator(".ttom-ruler").boundingBox();
-  await page.mouse.click(x + PAD + time * (width - 2 * PAD), y + height / 2);
-}
-
-// Along the track of an object, from one time to another.
-async function dragTrack(page, row, from, to) {
-  const { x, y, width } = await page.locator(".ttom-tracks").boundingBox();
-  const at = (time) => [x + PAD + time * (width - 2 * PAD), y + 24 * row + 12];
-  await page.mouse.move(...at(from));
-  await page.mouse.down();
-  for (const part of [0.5, 1]) await page.mouse.move(...at(from + part * (to - from)));
-  await page.mouse.up();
-}
-
-async function field(page, name, text) {
-  await page.locator(`[data-field="${name}"]`).fill(text);
-  await page.keyboard.press("Enter");
-}
-
 async function value(page) {
   return page.evaluate(() => {
     const editor = window.app.graph._nodes.find((node) => node.type === "TTOM_LayoutEditor");
@@ -184,19 +153,6 @@ async function value(page) {
 
 async function layout(page) {
   return JSON.parse(await value(page));
-}
-
-function run(page) {
-  return page.evaluate(async () => {
-    const { app } = window;
-    const ended = new Promise((resolve) => {
-      for (const end of ["execution_success", "execution_interrupted", "execution_error"]) {
-        app.api.addEventListener(end, () => resolve(end), { once: true });
-      }
-    });
-    await app.queuePrompt(0, 1);
-    return ended;
-  });
 }
 
 // The colour of the stage's canvas where nothing is drawn on the background.

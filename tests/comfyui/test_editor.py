@@ -8,12 +8,20 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+
+from ttom_core.evaluation.grounding import BlobGrounding
+from ttom_core.layout import Layout
+from ttom_core.masks import soft_masks
+from ttom_core.probe import soft_iou
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(900)]
 
 HERE = Path(__file__).resolve().parent
 HTML = "<img src=x onerror=alert(1)>"
+SEEDS = range(4)
 
 
 def drawing(**changes: Any) -> str:
@@ -91,6 +99,60 @@ def test_the_editor_is_drawn_on_saved_and_reloaded(
     assert seen["background"] == pytest.approx([0x33, 0x55, 0x77], abs=3)
     (triangle,) = seen["taken"]["objects"]
     assert "triangle" in triangle["name"]
+
+
+def node_of(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def obeyed(frames: np.ndarray, layout: Layout) -> float:
+    """How well the objects fill their boxes and nothing beside them: mean over objects and frames."""
+    boxes = soft_masks(layout, frames.shape[:3], "hard_box").values
+    found = BlobGrounding().locate(frames, layout.phrases)
+    return float(soft_iou(boxes, torch.from_numpy(found).float()).mean())
+
+
+def test_the_video_obeys_what_was_drawn_by_hand(
+    comfyui: Any, chromium: tuple[str, str, str], tmp_path: Path
+) -> None:
+    """Drawn by mouse, saved, reloaded and run; then over the seeds beside the plain model's videos."""
+    pictures = Path(os.environ.get("SCREENSHOTS", tmp_path))
+    pictures.mkdir(parents=True, exist_ok=True)
+    node, library, browser = chromium
+    workflow = HERE.parents[1] / "workflows" / "draw_a_layout.json"
+    picture = str(pictures / "drawn by hand.png")
+    command = [node, str(HERE / "drawn.mjs"), library, browser, comfyui.url, str(workflow), picture]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=420)
+    assert run.returncode == 0, run.stderr
+    seen = json.loads(run.stdout)
+    assert seen["run"] == "execution_success"
+    assert seen["reloaded"] == seen["drawn"]
+
+    queued = seen["prompt"]
+    (editor,) = (n for n in queued.values() if n["class_type"] == "TTOM_LayoutEditor")
+    assert editor["inputs"]["drawn"] == seen["drawn"]
+    layout = Layout.from_json(seen["drawn"])
+    assert layout.phrases == ("red circle", "blue square")
+    start, end = (key.box for key in layout.objects[0].keyframes)
+    assert end.x - start.x > 0.4 and len(layout.objects[1].keyframes) == 1
+
+    (name,) = (key for key, n in queued.items() if n["class_type"] == "TTOM_TTOSampler")
+    values = queued[name]["inputs"]
+    fills: dict[str, list[float]] = {"composed": [], "plain": []}
+    for seed in SEEDS:
+        composed = values | {"seed": seed}
+        graph = queued | {
+            name: node_of("TTOM_TTOSampler", **composed),
+            "base": node_of("TTOM_TTOSampler", **{k: v for k, v in composed.items() if k != "masks"}),
+            "composed": node_of("SaveImage", images=[name, 0], filename_prefix="composed"),
+            "plain": node_of("SaveImage", images=["base", 0], filename_prefix="plain"),
+        }
+        done = comfyui.run(graph)
+        assert done.end == "success", done.error
+        assert seed != values["seed"] or name in done.cached, "the frontend queued something else"
+        for kind, found in fills.items():
+            found.append(obeyed(comfyui.frames(done, kind), layout))
+    assert np.mean(fills["composed"]) > np.mean(fills["plain"]), fills
 
 
 def test_what_is_drawn_is_what_goes_on(comfyui: Any) -> None:

@@ -168,13 +168,6 @@ def tto_graph() -> Graph:
     }  # fmt: skip
 
 
-def pictures(comfyui: Any, run: Any, name: str) -> np.ndarray:
-    """The frames a node put out: uint8 [F, H, W, 3]."""
-    files = run.outputs[name]["images"]
-    frames = [np.asarray(Image.open(io.BytesIO(comfyui.view(f))).convert("RGB")) for f in files]
-    return np.stack(frames)
-
-
 def test_ids_inputs_and_outputs_are_what_saved_workflows_expect(comfyui: Any) -> None:
     info = comfyui.get("/object_info")
     ours = {name for name in info if name.startswith("TTOM_")}
@@ -223,12 +216,12 @@ def test_the_whole_story_and_its_interrupt(comfyui: Any) -> None:
     # The same loaded model, sampled anew: the proof that the cancelled run left nothing in it.
     assert "load" in again.cached
     assert "base" not in again.cached
-    before = pictures(comfyui, base, "save")
-    np.testing.assert_array_equal(pictures(comfyui, again, "save"), before)
+    before = comfyui.frames(base, "save")
+    np.testing.assert_array_equal(comfyui.frames(again, "save"), before)
 
     whole = comfyui.run(tto_graph())
     assert whole.end == "success", whole.error
-    after = pictures(comfyui, whole, "save")
+    after = comfyui.frames(whole, "save")
     assert after.shape == before.shape == (21, 64, 64, 3)
     assert (after != before).any()
 
@@ -239,7 +232,7 @@ def test_the_whole_story_and_its_interrupt(comfyui: Any) -> None:
     assert bar[-1][1] > STEPS  # iterations and denoising steps in one count
     assert any("loss 0." in text for text in whole.texts)
 
-    assert pictures(comfyui, whole, "mask").shape == (21, 64, 64, 3)
+    assert comfyui.frames(whole, "mask").shape == (21, 64, 64, 3)
     assert "red circle" in whole.outputs["notes"]["text"][0]
     (drawn,) = whole.outputs["draw"]["images"]
     with Image.open(io.BytesIO(comfyui.view(drawn))) as webp:
@@ -358,7 +351,7 @@ def test_what_was_recalled_can_be_used_as_it_is(comfyui: Any) -> None:
     assert run.end == "success", run.error
     assert all("optimising" not in words for words in run.texts)
     base = comfyui.run(base_graph())
-    assert (pictures(comfyui, run, "save") != pictures(comfyui, base, "save")).any()
+    assert (comfyui.frames(run, "save") != comfyui.frames(base, "save")).any()
 
 
 def test_what_was_made_with_other_layers_is_not_recalled(comfyui: Any) -> None:
@@ -409,14 +402,14 @@ def test_a_probe_recommends_layers_to_the_sampler(comfyui: Any) -> None:
     assert run.end == "success", run.error
     layers = [int(layer) for layer in text(run, "layers").split(",")]
     assert len(layers) == 2 and layers == sorted(set(layers))
-    assert pictures(comfyui, run, "maps").shape[0] == 1  # one phrase
-    assert pictures(comfyui, run, "chart").shape[0] == 1
+    assert comfyui.frames(run, "maps").shape[0] == 1  # one phrase
+    assert comfyui.frames(run, "chart").shape[0] == 1
     bar = [(value, total) for name, value, total in run.progress if name == "probe"]
     assert bar[-1] == (STEPS, STEPS)
-    chosen = pictures(comfyui, run, "save")
+    chosen = comfyui.frames(run, "save")
     graph = probe_graph()
     graph["tto"]["inputs"]["layers"] = ""
-    assert (pictures(comfyui, comfyui.run(graph), "save") != chosen).any(), "the preset's own layers"
+    assert (comfyui.frames(comfyui.run(graph), "save") != chosen).any(), "the preset's own layers"
     graph["tto"]["inputs"]["layers"] = "first"
     assert "names no layers" in comfyui.run(graph).error
 

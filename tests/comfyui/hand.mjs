@@ -1,0 +1,48 @@
+// The hand in the layout editor of a page: mouse and keys as an artist's, and a run of the graph.
+
+const PAD = 12; // left and right of the tracks, as in web/editor/tracks.js
+
+// From one point of the video's canvas to another, both in shares of it.
+export async function drag(page, from, to) {
+  const { x, y, width, height } = await page.locator(".ttom-stage").boundingBox();
+  const side = Math.min(width, height) - 20; // the canvas is square, with a margin of 10
+  const at = ([across, down]) => [x + (width - side) / 2 + across * side, y + (height - side) / 2 + down * side];
+  await page.mouse.move(...at(from));
+  await page.mouse.down();
+  for (const part of [0.3, 0.7, 1]) await page.mouse.move(...at(from.map((start, i) => start + part * (to[i] - start))));
+  await page.mouse.up();
+}
+
+export async function scrub(page, time) {
+  const { x, y, width, height } = await page.locator(".ttom-ruler").boundingBox();
+  await page.mouse.click(x + PAD + time * (width - 2 * PAD), y + height / 2);
+}
+
+// Along the track of an object, from one time to another.
+export async function dragTrack(page, row, from, to) {
+  const { x, y, width } = await page.locator(".ttom-tracks").boundingBox();
+  const at = (time) => [x + PAD + time * (width - 2 * PAD), y + 24 * row + 12];
+  await page.mouse.move(...at(from));
+  await page.mouse.down();
+  for (const part of [0.5, 1]) await page.mouse.move(...at(from + part * (to - from)));
+  await page.mouse.up();
+}
+
+export async function field(page, name, text) {
+  await page.locator(`[data-field="${name}"]`).fill(text);
+  await page.keyboard.press("Enter");
+}
+
+// How a run of the graph ended.
+export function run(page) {
+  return page.evaluate(async () => {
+    const { app } = window;
+    const ended = new Promise((resolve) => {
+      for (const end of ["execution_success", "execution_interrupted", "execution_error"]) {
+        app.api.addEventListener(end, () => resolve(end), { once: true });
+      }
+    });
+    await app.queuePrompt(0, 1);
+    return ended;
+  });
+}
