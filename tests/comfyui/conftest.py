@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import os
 import shutil
 import socket
@@ -82,6 +83,7 @@ class ComfyUI:
 
     def run(self, graph: dict[str, Any], interrupt_at: int | None = None) -> Run:
         """Queue an API graph and follow it to its end; cancel it when a bar reaches a value."""
+        cancelled = math.nan
         with Events(self.port) as events:
             status, answer = self.post("/prompt", {"prompt": graph, "client_id": events.client})
             assert status == 200, answer
@@ -99,8 +101,10 @@ class ComfyUI:
                     run.progress.append((content["node"], content["value"], content["max"]))
                     if interrupt_at is not None and content["value"] == interrupt_at:
                         self.post("/interrupt", {})
+                        cancelled = time.perf_counter()
                 elif kind in {"execution_success", "execution_interrupted", "execution_error"}:
                     run.end = kind.removeprefix("execution_")
+                    run.seconds_to_stop = time.perf_counter() - cancelled
                     run.error = content.get("exception_message", "")
                     break
         for _ in range(50):  # the history is written a moment after the last message
@@ -117,6 +121,7 @@ class Run:
     def __init__(self, prompt_id: str) -> None:
         self.prompt_id = prompt_id
         self.end = self.error = ""
+        self.seconds_to_stop = math.nan  # from the cancel to its end
         self.cached: set[str] = set()
         self.progress: list[tuple[str, int, int]] = []  # node, value, maximum
         self.texts: list[str] = []

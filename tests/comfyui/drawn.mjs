@@ -4,7 +4,7 @@
 //   node drawn.mjs PLAYWRIGHT_CORE CHROMIUM URL WORKFLOW SCREENSHOT
 import { createRequire } from "node:module";
 import { readFileSync } from "node:fs";
-import { drag, run, scrub } from "./hand.mjs";
+import { drag, open, run, scrub } from "./hand.mjs";
 
 const [library, executablePath, url, workflow, screenshot] = process.argv.slice(2);
 const { chromium } = createRequire(import.meta.url)(library);
@@ -15,7 +15,7 @@ try {
   const page = await browser.newPage({ viewport: { width: 1500, height: 1000 } });
   page.setDefaultTimeout(180_000);
   page.on("dialog", (dialog) => dialog.accept()); // leaving unsaved work is what is meant here
-  await open(page, readFileSync(workflow, "utf8"));
+  await open(page, url, readFileSync(workflow, "utf8"));
   await page.evaluate(() => {
     const { app } = window;
     const editor = app.graph._nodes.find((node) => node.type === "TTOM_LayoutEditor");
@@ -39,7 +39,7 @@ try {
   await page.screenshot({ path: screenshot });
 
   const saved = await page.evaluate(() => JSON.stringify(window.app.graph.serialize()));
-  await open(page, saved);
+  await open(page, url, saved);
   seen.reloaded = await value(page);
   seen.prompt = await page.evaluate(async () => (await window.app.graphToPrompt()).output);
   seen.run = await run(page);
@@ -47,14 +47,6 @@ try {
   await browser.close();
 }
 console.log(JSON.stringify(seen));
-
-async function open(page, graph) {
-  await page.goto(url);
-  await page.waitForFunction(() => window.app?.graph && window.LiteGraph?.registered_node_types?.TTOM_LayoutEditor);
-  await page.waitForTimeout(1000);
-  await page.evaluate((graph) => window.app.loadGraphData(JSON.parse(graph)), graph);
-  await page.waitForTimeout(1500);
-}
 
 // Names the object that was just drawn.
 async function named(page, name) {

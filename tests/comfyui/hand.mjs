@@ -1,6 +1,15 @@
-// The hand in the layout editor of a page: mouse and keys as an artist's, and a run of the graph.
+// An artist's hand in a page of the frontend: opens a workflow, draws in its layout editor, runs it.
 
 const PAD = 12; // left and right of the tracks, as in web/editor/tracks.js
+
+// A workflow, as the text of its file, in a page that is loaded anew.
+export async function open(page, url, workflow) {
+  await page.goto(url);
+  await page.waitForFunction(() => window.app?.graph && window.LiteGraph?.registered_node_types?.TTOM_LayoutEditor);
+  await page.waitForTimeout(1000);
+  await page.evaluate((graph) => window.app.loadGraphData(JSON.parse(graph)), workflow);
+  await page.waitForTimeout(1500);
+}
 
 // From one point of the video's canvas to another, both in shares of it.
 export async function drag(page, from, to) {

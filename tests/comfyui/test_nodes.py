@@ -206,6 +206,7 @@ def test_the_whole_story_and_its_interrupt(comfyui: Any) -> None:
 
     cut = comfyui.run(tto_graph(), interrupt_at=2)
     assert cut.end == "interrupted"
+    assert cut.seconds_to_stop < 1
     assert "save" not in cut.outputs
     reached = max(value for name, value, _ in cut.progress if name == "tto")
     assert 2 <= reached < 6, "it ran on long after the cancel"
@@ -242,6 +243,29 @@ def test_the_whole_story_and_its_interrupt(comfyui: Any) -> None:
     assert film["filename"].endswith(".mp4")
     assert comfyui.view(film)[4:8] == b"ftyp"
     assert whole.outputs["loss"]["images"]
+
+
+def test_a_rerun_is_cached_and_a_seed_has_one_video_whoever_else_samples(comfyui: Any) -> None:
+    """Two samplers of one graph, on one loaded model, each make what they make alone."""
+    graph, alone = tto_graph(), {}
+    for seed in (7, 8):
+        graph["tto"]["inputs"]["seed"] = seed
+        run = comfyui.run(graph)
+        assert run.end == "success", run.error
+        alone[seed] = comfyui.frames(run, "save")
+        again = comfyui.run(graph)
+        assert again.end == "success", again.error
+        assert again.cached == graph.keys()
+    assert (alone[7] != alone[8]).any()
+    both = tto_graph() | {
+        "other": sampler(masks=["soften", 0], prompt=["plan", 1], seed=8),
+        "save other": node("SaveImage", images=["other", 0], filename_prefix="other"),
+    }
+    run = comfyui.run(both)
+    assert run.end == "success", run.error
+    assert not {"tto", "other"} & run.cached
+    np.testing.assert_array_equal(comfyui.frames(run, "save"), alone[7])
+    np.testing.assert_array_equal(comfyui.frames(run, "save other"), alone[8])
 
 
 def test_the_adapter_travels_under_comfyuis_names(comfyui: Any) -> None:
