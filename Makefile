@@ -83,10 +83,11 @@ bench: $(VENV)/core.stamp
 	$(BIN)/python benchmarks/readme.py
 
 # These run a ComfyUI that is installed already: make comfyui COMFYUI_DIR=FOLDER [COMFYUI_PYTHON=ITS_PYTHON]
+# FRONTENDS: those that are driven in a browser too (installed, or `static` folders); needs PLAYWRIGHT_CORE.
 IN_COMFYUI = --comfyui "$(COMFYUI_DIR)" $(if $(COMFYUI_PYTHON),--python "$(COMFYUI_PYTHON)")
 
 comfyui: $(VENV)/core.stamp
-	$(BIN)/python -m benchmarks.comfyui $(IN_COMFYUI)
+	$(BIN)/python -m benchmarks.comfyui $(IN_COMFYUI) $(if $(FRONTENDS),--frontends $(FRONTENDS))
 
 thumbnails: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.thumbnails $(IN_COMFYUI)

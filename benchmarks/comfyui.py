@@ -1,22 +1,30 @@
 """The pack in a real ComfyUI: which workflows run, how soon a cancel is over, what starting costs.
 
-    python -m benchmarks.comfyui --comfyui FOLDER [--python ITS_PYTHON] [--interrupts 5] [--workflows NAME …]
+    python -m benchmarks.comfyui --comfyui FOLDER [--python ITS_PYTHON] [--frontends FOLDER …] \
+        [--interrupts 5] [--imports 5] [--workflows NAME …]
 
 Starts that ComfyUI on the CPU with this clone as its only pack and queues every shipped workflow over HTTP,
 as it is. Then both samplers are cancelled at moments spread over their optimisation, and each must run to its
 end afterwards. The import is what ComfyUI does with a pack as it starts, in new processes in which ComfyUI
-and torch are imported already. Writes results/comfyui.json.
+and torch are imported already.
+
+In every frontend named, tests/comfyui/test_frontend.py opens, cancels and runs the workflows in a browser. A
+frontend is the `static` folder of its package, or "installed" for ComfyUI's own; the tests' conftest says
+what they need besides. About 10 minutes of one core, and as much for every frontend. Writes
+results/comfyui.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +44,7 @@ CANCELLED = {
     "diffusers": ("prompt_to_video", "TTOM_TTOSampler"),
     "native": ("native_model", "TTOM_LoRASampler"),
 }
+INSTALLED = "installed"
 IMPORT = """
 import asyncio, gc, importlib.util, sys, time
 root, sys.argv = sys.argv[1], ["main.py", "--cpu"]
@@ -120,11 +129,39 @@ def import_seconds(comfyui: Path, python: str) -> float:
     return float(run.stdout.splitlines()[-1])
 
 
+def driven(comfyui: Path, python: str, frontend: str, workflows: list[str]) -> tuple[str, int]:
+    """A frontend's version, and how many of the workflows hold in it all that the tests ask."""
+    test = "tests/comfyui/test_frontend.py::test_an_artist_runs_cancels_and_runs_it_again"
+    environment = os.environ | {"COMFYUI_DIR": str(comfyui), "COMFYUI_PYTHON": python}
+    environment.pop("COMFYUI_FRONTEND", None)
+    if frontend != INSTALLED:
+        environment["COMFYUI_FRONTEND"] = str(Path(frontend).resolve())
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-rs", f"--junitxml={report}"]
+        run = subprocess.run(
+            [*command, *(f"{test}[{name}]" for name in workflows)],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        cases = list(ElementTree.parse(report).iter("testcase")) if report.exists() else []
+    versions = {row.get("value", "") for case in cases for row in case.iter("property")}
+    good = [case for case in cases if not {"failure", "error", "skipped"} & {part.tag for part in case}]
+    if len(good) < len(workflows):
+        print(run.stdout[-5000:], file=sys.stderr)
+    if len(versions) != 1:
+        sys.exit(f"No workflow was opened in the frontend {frontend}.")
+    return versions.pop(), len(good)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True)
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--workflows", nargs="+", choices=list(SHIPPED), default=list(SHIPPED))
+    parser.add_argument("--frontends", nargs="+", default=[], metavar="FOLDER")
     parser.add_argument("--interrupts", type=int, default=5)
     parser.add_argument("--imports", type=int, default=5)
     parser.add_argument("--result", type=Path, default=RESULT)
@@ -140,13 +177,19 @@ def main() -> None:
         for road, (name, sampler) in CANCELLED.items():
             seconds = interrupts(url, graphs[name], sampler, options.interrupts)
             figures[f"interrupt_seconds_{road}"] = figure(seconds, "s, from the cancel to idle")
+    frontends = []
+    for frontend in tqdm(options.frontends):
+        version, good = driven(options.comfyui, options.python, frontend, options.workflows)
+        figures[f"workflows_driven_{version}"] = figure([good], f"of {len(SHIPPED)}, in this frontend")
+        frontends.append(version)
     versions = {
         "comfyui": system["comfyui_version"],
-        "frontend": system.get("required_frontend_version", "unknown"),
+        "frontends": frontends,
         "torch": system["pytorch_version"],
     }
     settings = {"versions": versions, "workflows": options.workflows}
     command = f"python -m benchmarks.comfyui --interrupts {options.interrupts} --imports {options.imports}"
+    command += " --comfyui FOLDER" + (" --frontends" + " FOLDER" * len(frontends) if frontends else "")
     write_result(options.result, command, 0, figures, settings)
     for name, row in figures.items():
         print(f"{name}: {row['value']} ({row['low']} – {row['high']}), n {row['n']}, {row['unit']}")

@@ -21,6 +21,7 @@ try {
   await page.waitForTimeout(1500);
   seen.missing = await page.evaluate((types) => types.filter((t) => !window.LiteGraph.registered_node_types[t]), types);
   seen.dialogs = await page.locator('[role="dialog"]:visible').allInnerTexts();
+  seen.version = await page.evaluate(() => window.__COMFYUI_FRONTEND_VERSION__ ?? "unknown");
   seen.nodes = await page.evaluate(() => window.app.graph._nodes.map((node) => node.type));
 
   // Runs the graph; cancels when the bar of the first sampler that optimises reaches a value.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,18 @@ def played(comfyui: Any, chromium: tuple[str, str, str], script: str, *words: st
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
 def test_an_artist_runs_cancels_and_runs_it_again(
-    comfyui: Any, chromium: tuple[str, str, str], path: Path, tmp_path: Path
+    comfyui: Any,
+    chromium: tuple[str, str, str],
+    path: Path,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """The screenshot stays in pytest's temporary folder, or in SCREENSHOTS, to be looked at."""
     pictures = Path(os.environ.get("SCREENSHOTS", tmp_path))
     pictures.mkdir(parents=True, exist_ok=True)
     seen = played(comfyui, chromium, "frontend.mjs", str(path), str(pictures / f"{path.stem}.png"))
 
+    record_property("frontend", seen["version"])
     assert seen["missing"] == []
     assert seen["dialogs"] == []  # the frontend's words about missing nodes, or anything else
     assert sorted(seen["nodes"]) == sorted(n["type"] for n in json.loads(path.read_text())["nodes"])
