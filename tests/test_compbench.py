@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from itertools import pairwise
+from urllib.error import URLError
 
 import numpy as np
 import pytest
+import torch
 from test_grounding import dino, sam  # noqa: F401  toy folders of the real classes
 
 from demo.scenes import FPS, Instance, Noun, Scene
 from ttom_core.errors import TTOMError
-from ttom_core.evaluation import compbench
+from ttom_core.evaluation import compbench, detectors
 from ttom_core.evaluation.blobs import coloured
 from ttom_core.evaluation.detectors import (
     Detection,
     DetectorError,
     GroundingDino,
+    Raft,
     Sam2,
     Vision,
     detect_blobs,
+    follow,
     rendered_vision,
     segment_blobs,
     track_blobs,
@@ -261,6 +267,105 @@ def test_masks_and_tracks_of_a_scene():
     gone = frames.copy()
     gone[-1] = gone[-1, 0, 0]
     assert not track_blobs(gone)[-1, mask, 2].any()
+
+
+# ---- tracks by optical flow ----------------------------------------------------------------------
+
+ROWS, COLUMNS = 40, 60
+GRID = np.stack(np.meshgrid(np.arange(COLUMNS), np.arange(ROWS)), -1)
+
+
+def test_points_that_leave_the_frame_are_lost_and_the_others_followed():
+    step = np.array([3.0, -2.0])
+    there = np.broadcast_to(step, (ROWS, COLUMNS, 2))
+    tracks = follow(GRID, [(there, -there)] * 5)
+    assert tracks.shape == (6, ROWS, COLUMNS, 3) and tracks[0, ..., 2].all()
+    for count, frame in enumerate(tracks):
+        np.testing.assert_allclose(frame[..., :2], GRID + count * step, atol=1e-4)
+    inside = (GRID[..., 0] + 15 < COLUMNS) & (GRID[..., 1] >= 10)
+    np.testing.assert_array_equal(tracks[-1, ..., 2] > 0, inside)
+    assert compbench.displacement(tracks[:, inside]) == pytest.approx((15, -10), abs=1e-3)
+
+
+def square(left):
+    """A square of 10 pixels."""
+    return (abs(GRID - (left + 5, 15)) <= 5).all(-1)
+
+
+def test_ground_that_an_object_covers_is_lost_and_stays_where_it_was():
+    flows = [
+        (
+            np.where(square(4 * k)[..., None], (4, 0), 0.0),
+            np.where(square(4 * k + 4)[..., None], (-4, 0), 0.0),
+        )
+        for k in range(10)
+    ]
+    tracks = follow(GRID, flows)
+    assert compbench.displacement(tracks[:, square(0)]) == (40, 0) and tracks[:, square(0), 2].all()
+    ground = tracks[:, ~square(0)]
+    seen, moved = ground[..., 2] > 0, (ground[..., :2] != ground[0, :, :2]).any(-1)
+    assert not (seen & moved).any()
+    assert 0 < (~seen[-1]).sum() < 5 * square(0).sum()
+
+
+def test_motion_of_a_scene_by_flow_is_what_was_drawn():
+    frames = scene((RED, (14, 32), (46, 32)))
+
+    def track(clip):
+        masks = [coloured(frame)["red"][..., None] for frame in clip]
+        step = np.array([32 / (len(clip) - 1), 0])
+        flows = [(np.where(one, step, 0), np.where(other, -step, 0)) for one, other in pairwise(masks)]
+        return follow(np.stack(np.meshgrid(np.arange(64), np.arange(64)), -1), flows)
+
+    row = {"object_1": "red circle", "d_1": "right", "object_2": "", "d_2": ""}
+    vision = replace(rendered_vision(), track=track)
+    assert score(frames, row, vision) == pytest.approx(0.2 + 0.8 * 32 / 64, abs=0.04)
+    assert score(frames, row | {"d_1": "left"}, vision) == pytest.approx(0.2)
+
+
+@pytest.fixture
+def raft(monkeypatch):
+    """The tracker's whole path with random weights; says how they were asked for."""
+    models = pytest.importorskip("torchvision.models", reason="RAFT is torchvision's")
+    asked = []
+
+    def random(url, *_, **how):
+        asked.append(how)
+        torch.manual_seed(0)
+        return models.get_model("raft_small").state_dict()
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", random)
+    monkeypatch.setattr(detectors, "TRACKED_SIZE", (128, 144))
+    return Raft("raft_small", "cpu"), asked
+
+
+def test_raft_answers_as_a_tracker(raft):
+    tracker, asked = raft
+    frames = np.random.default_rng(0).integers(0, 255, (2, 48, 72, 3), np.uint8)
+    tracks = tracker(frames)
+    assert tracks.shape == (2, 48, 72, 3) and np.isfinite(tracks).all()
+    start = np.stack(np.meshgrid(np.arange(72), np.arange(48)), -1)
+    np.testing.assert_allclose(tracks[0, ..., :2], start, atol=1e-3)
+    assert set(np.unique(tracks[..., 2])) <= {0, 1} and tracks[0, ..., 2].all()
+    np.testing.assert_array_equal(tracks, tracker(frames))
+    assert asked == [{"check_hash": True, "weights_only": True}]  # once, and no pickle is opened
+
+
+def test_a_tracker_that_is_not_there_is_one_sentence(raft, monkeypatch):
+    blank = np.zeros((1, 64, 64, 3), np.uint8)
+    with pytest.raises(DetectorError, match="no tracker 'eyes'; choose raft_large or raft_small"):
+        Raft("eyes")
+
+    def offline(*_, **__):
+        raise URLError("no route")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(DetectorError, match=r"connect once to download\.pytorch\.org") as error:
+        Raft("raft_small")(blank)
+    assert "\n" not in str(error.value)
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    with pytest.raises(DetectorError, match=r"pip install ttom\[detect\]"):
+        Raft("raft_small")(blank)
 
 
 # ---- real detectors, of toy size with random weights ---------------------------------------------

@@ -224,9 +224,21 @@ def test_depth_anything_fills_the_grey_scale(depth):
 
 
 def test_the_named_models_are_tried_before_the_first_video(dino, sam, depth):  # noqa: F811
-    vision = vision_of("detector", dino, sam, depth)
-    assert vision.lacking(["segment", "depth", "track"]) == ["track"]
-    assert vision.name == " + ".join(path.rstrip("/").split("/")[-1] for path in (dino, sam, depth))
+    vision = vision_of("detector", dino, sam, depth, "raft_small", ("segment", "depth"))
+    assert not vision.lacking(["segment", "depth", "track"])
+    names = [path.rstrip("/").split("/")[-1] for path in (dino, sam, depth)]
+    assert vision.name == " + ".join([*names, "raft_small"])
+
+
+def test_only_the_models_that_a_folder_needs_are_tried(dino, folder, clone, tmp_path):  # noqa: F811
+    assert ExportFolder.open(folder).needed() == {"segment", "depth", "track"}
+    out = tmp_path / "counted"
+    suite = compbench_suite(clone, ["generative_numeracy"], accept_changed=True)
+    list(export(suite, out, draw, {"seed": 0}, FPS))
+    needed = ExportFolder.open(out).needed()
+    assert not needed and vision_of("detector", dino, str(tmp_path), str(tmp_path), needed=needed)
+    with pytest.raises(TTOMError, match="could not be loaded"):
+        vision_of("detector", dino, str(tmp_path), str(tmp_path))
 
 
 @pytest.mark.slow

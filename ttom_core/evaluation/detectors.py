@@ -1,23 +1,27 @@
 """Detectors, segmenters and trackers: what a score formula sees of a video, whoever looks.
 
-One set for rendered scenes, exact where the colours are clean; and GroundingDINO with SAM 2 for videos of
-real things (transformers, and weights from the Hugging Face Hub).
+One set for rendered scenes, exact where the colours are clean; and for videos of real things GroundingDINO,
+SAM 2 and Depth Anything (transformers, and weights from the Hugging Face Hub) with RAFT (torchvision).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
+from scipy import ndimage
 
 from ..errors import TTOMError
 from .blobs import PALETTE, SHAPES, Blob, coloured, detect
 
+TRACKED_SIZE = (480, 856)  # rows and columns that the benchmark tracks at
 BETWEEN = " . "  # between the phrases of one query, as GroundingDINO reads them
 
 Frame = np.ndarray  # uint8 [H, W, 3]
+Flow = np.ndarray  # [H, W, 2]: how far each pixel goes to the right and downwards, in pixels
 BoxSides = tuple[
     float, float, float, float
 ]  # x, y of the top-left corner, width, height: shares of the frame
@@ -249,6 +253,99 @@ class DepthAnything:
         (found,) = processor.post_process_depth_estimation(outputs, target_sizes=[frame.shape[:2]])
         near = found["predicted_depth"].float().cpu().numpy()
         return np.floor((near - near.min()) / max(float(np.ptp(near)), 1e-9) * 255)
+
+
+class Raft:
+    """A dense tracker: the optical flow RAFT (Teed and Deng 2020) followed from frame to frame.
+
+    `model` is torchvision's name of it, raft_large or raft_small; loaded when first asked. On a CPU a second
+    of video takes minutes.
+    """
+
+    def __init__(self, model: str = "raft_large", device: str | None = None) -> None:
+        if model not in ("raft_large", "raft_small"):
+            raise DetectorError(f"There is no tracker {model!r}; choose raft_large or raft_small.")
+        self.model_name, self.device = model, device
+        self._model: Any = None
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        height, width = frames.shape[1:3]
+        grow = np.array([TRACKED_SIZE[1] / width, TRACKED_SIZE[0] / height])
+        starts = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1)
+        tracks = follow((starts + 0.5) * grow - 0.5, self._flows(frames))
+        tracks[..., :2] = (tracks[..., :2] + 0.5) / grow - 0.5
+        return tracks
+
+    def _flows(self, frames: np.ndarray) -> Iterator[tuple[Flow, Flow]]:
+        """From each frame to the next and back."""
+        import torch
+
+        if self._model is None:
+            self._model = _flow_model(self.model_name, self.device)
+        device = next(self._model.parameters()).device
+
+        def prepared(frame: Frame) -> Any:
+            picture = torch.from_numpy(frame).permute(2, 0, 1)[None].to(device, torch.float32) / 127.5 - 1
+            return torch.nn.functional.interpolate(picture, TRACKED_SIZE, mode="bilinear", antialias=True)
+
+        for one, other in pairwise(frames):
+            pair = torch.cat([prepared(one), prepared(other)])
+            with torch.inference_mode():
+                there, back = self._model(pair, pair.flip(0))[-1].permute(0, 2, 3, 1).cpu().numpy()
+            yield there, back
+
+
+def follow(starts: np.ndarray, flows: Iterable[tuple[Flow, Flow]]) -> np.ndarray:
+    """Tracks float32 [T, H, W, 3] of points from x, y [H, W, 2] on, by the flows to each next frame and back.
+
+    A point is lost for good where it leaves the frame, or where the way back does not lead to where it came
+    from (Sundaram et al. 2010): there it is hidden.
+    """
+    places, seen = starts.astype(float), np.ones(starts.shape[:2], bool)
+    tracks = [np.dstack([places, seen]).astype(np.float32)]
+    for there, back in flows:
+        step = _at(there, places)
+        places = places + step
+        returned = _at(back, places)
+        edge = np.array(there.shape[1::-1]) - 1
+        inside = ((places >= 0) & (places <= edge)).all(-1)
+        gap, length = ((step + returned) ** 2).sum(-1), (step**2 + returned**2).sum(-1)
+        seen = seen & inside & (gap < 0.01 * length + 0.5)
+        tracks.append(np.dstack([places, seen]).astype(np.float32))
+    return np.stack(tracks)
+
+
+def _at(flow: Flow, places: np.ndarray) -> np.ndarray:
+    """A flow at places x, y between its pixels."""
+    across, down = np.moveaxis(places, -1, 0)
+    parts = [
+        ndimage.map_coordinates(part, (down, across), order=1, mode="nearest")
+        for part in np.moveaxis(flow, -1, 0)
+    ]
+    return np.stack(parts, -1)
+
+
+def _flow_model(name: str, device: str | None) -> Any:
+    """An optical flow model of torchvision with its own weights; DetectorError where it cannot be had."""
+    try:
+        import torch
+        from torchvision.models import get_model, get_model_weights
+    except ImportError as error:
+        raise DetectorError(
+            f"The tracker {name} needs torchvision; install it with `pip install ttom[detect]`."
+        ) from error
+    model = get_model(name, weights=None).eval()
+    try:
+        # The one place where weights are no safetensors: tensors alone are read, of the hash in their name.
+        model.load_state_dict(
+            get_model_weights(name).DEFAULT.get_state_dict(check_hash=True, weights_only=True)
+        )
+    except (OSError, RuntimeError) as error:
+        raise DetectorError(
+            f"The weights of the tracker {name} could not be loaded; connect once to download.pytorch.org, "
+            "from where torchvision takes them."
+        ) from error
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _pretrained(kind: str, name: str, device: str | None) -> tuple[Any, Any]:

@@ -144,6 +144,9 @@ def add_score(commands: Any) -> None:
     score.add_argument("--detector", metavar="MODEL", help="a GroundingDINO: a folder or a name on the Hub")
     score.add_argument("--segmenter", metavar="MODEL", help="a SAM 2: a folder or a name on the Hub")
     score.add_argument("--depth", metavar="MODEL", help="a Depth Anything: a folder or a name on the Hub")
+    score.add_argument(
+        "--tracker", metavar="MODEL", help="torchvision's raft_large or raft_small; slow without a GPU"
+    )
     score.add_argument("--accept-missing", action="store_true", help="score what is there of the videos")
     score.add_argument("--result", type=Path, metavar="JSON", help="default: scores.json in the folder")
     score.set_defaults(run=run_score)
@@ -153,13 +156,27 @@ def run_score(options: argparse.Namespace) -> None:
     """Score what a detector can judge of an export folder, print it, and write the result file."""
     from tqdm import tqdm
 
-    from .export_scores import BENCHMARKS, DEPTH, ExportFolder, answerable, answers, figures, vision_of
+    from .export_scores import (
+        BENCHMARKS,
+        DEPTH,
+        TRACKER,
+        ExportFolder,
+        answerable,
+        answers,
+        figures,
+        vision_of,
+    )
     from .grounding import DETECTOR, SEGMENTER
     from .results import write_result
 
     folder = ExportFolder.open(options.folder)
-    models = (options.detector or DETECTOR, options.segmenter or SEGMENTER, options.depth or DEPTH)
-    vision = vision_of(options.grounding, *models)
+    models = (
+        options.detector or DETECTOR,
+        options.segmenter or SEGMENTER,
+        options.depth or DEPTH,
+        options.tracker or TRACKER,
+    )
+    vision = vision_of(options.grounding, *models, needed=folder.needed())
     questions, left_out, missing = answerable(folder, vision, options.accept_missing)
     found = tqdm(answers(folder, questions, vision), total=len(questions), desc="score", unit="video")
     table = figures(folder, list(found), vision)

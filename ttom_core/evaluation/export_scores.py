@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import TTOMError
 from . import compbench, vbench
-from .detectors import DepthAnything, GroundingDino, Sam2, Vision, rendered_vision
+from .detectors import DepthAnything, GroundingDino, Raft, Sam2, Vision, rendered_vision
 from .evaluate import estimate
 from .exports import COMPBENCH, WANTED
 from .grounding import DETECTOR, GROUNDINGS, SEGMENTER
@@ -26,29 +26,40 @@ from .pool import Row, digest, read_rows
 
 VERSION = 1  # raised when the same video is scored another way: scores of before then count for nothing
 DEPTH = "LiheYoung/depth-anything-large-hf"  # the benchmark's own, depth_anything_vitl14, for transformers
+TRACKER = "raft_large"
 PARTS = {"segment": "segmenter", "track": "tracker", "depth": "depth estimator"}
 PLACE = re.compile(r"video/\w+/\d{4}\.mp4|videos/[^/\\]+\.mp4")
 
 
 def vision_of(
-    choice: str, detector: str = DETECTOR, segmenter: str = SEGMENTER, depth: str = DEPTH
+    choice: str,
+    detector: str = DETECTOR,
+    segmenter: str = SEGMENTER,
+    depth: str = DEPTH,
+    tracker: str = TRACKER,
+    needed: Collection[str] = tuple(PARTS),
 ) -> Vision:
     """Who looks at the videos: "blobs" for the demo's coloured shapes, "detector" for all others.
 
-    TTOMError for anything else, DetectorError when a package or weights are missing: every model is tried
-    here, not only at the first video that needs it.
+    TTOMError for anything else, DetectorError when a package or weights are missing: the models of all
+    `needed` parts are tried here, not only at the first video that needs them.
     """
     if choice == "blobs":
         return rendered_vision()
     if choice != "detector":
         raise TTOMError(f"There is no grounding {choice!r}; choose one of {', '.join(GROUNDINGS)}.")
-    detect, segment, nearness = GroundingDino(detector), Sam2(segmenter), DepthAnything(depth)
+    models = (detector, segmenter, depth, tracker)
+    name = " + ".join(model.replace("\\", "/").rstrip("/").split("/")[-1] for model in models)
+    vision = Vision(name, GroundingDino(detector), Sam2(segmenter), Raft(tracker), DepthAnything(depth))
     blank = np.zeros((64, 64, 3), np.uint8)
-    detect(blank, "nothing")
-    segment(blank, [(0, 0, 1, 1)])
-    nearness(blank)
-    names = (name.replace("\\", "/").rstrip("/").split("/")[-1] for name in (detector, segmenter, depth))
-    return Vision(" + ".join(names), detect, segment, depth=nearness)
+    vision.detect(blank, "nothing", 0.5, 0.5)
+    if "segment" in needed:
+        vision.segment(blank, [(0, 0, 1, 1)])
+    if "depth" in needed:
+        vision.depth(blank)
+    if "track" in needed:
+        vision.track(blank[None])
+    return vision
 
 
 # What is to be scored -----------------------------------------------------------------------------
@@ -95,6 +106,11 @@ class ExportFolder:
     def questions(self) -> list[Question]:
         """Everything that a detector can be asked of the wanted videos, in their order."""
         return list(BENCHMARKS[self.benchmark].questions(self))
+
+    def needed(self) -> set[str]:
+        """The parts of a Vision that the questions take beside the detector."""
+        needs = BENCHMARKS[self.benchmark].needs
+        return {part for question in self.questions() for part in needs.get(question.dimension, ())}
 
     def rows(self, place: str) -> list[dict[str, Any]]:
         """The rows of a metadata file; TTOMError when it is none."""
