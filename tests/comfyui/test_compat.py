@@ -39,7 +39,7 @@ def answers() -> Any:
     if not folder:
         pytest.skip("COMFYUI_DIR is not set: the folder of a ComfyUI installation to test against")
     python = os.environ.get("COMFYUI_PYTHON") or sys.executable
-    code = BEFORE + TOKENS + SENTENCES + WEIGHTS + ROOM + COGVIDEOX + "print(json.dumps(answers))"
+    code = BEFORE + TOKENS + SENTENCES + WEIGHTS + ROOM + KINDS + COGVIDEOX + "print(json.dumps(answers))"
     command = [python, "-c", code, str(ROOT)]
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280)
     assert run.returncode == 0, run.stderr[-3000:]
@@ -168,6 +168,51 @@ answers["batches"] = [shape[0] for shape in shapes]
 
 def test_room_is_asked_for_in_whole_batches(answers: Any) -> None:
     assert answers["batches"] == [1, 2, 2, 3]
+
+
+KINDS = """
+import importlib
+from pack.ttom_core.errors import TTOMError
+
+def told(room, kind, **parts):
+    transformer = getattr(importlib.import_module(room), kind)
+    transformer = transformer.__new__(transformer)
+    torch.nn.Module.__init__(transformer)
+    for name, part in parts.items():
+        setattr(transformer, name, part)
+    config = SimpleNamespace(optimizations={})
+    sampling = SimpleNamespace(sigma_max=1.0)
+    base = type("Base", (), {"diffusion_model": transformer, "model_config": config})()
+    model = SimpleNamespace(
+        model=base, model_options={}, wrappers={}, get_model_object=lambda name: sampling
+    )
+    try:
+        compat.check_model(model)
+    except TTOMError as error:
+        return str(error)
+    return ""
+
+answers["kinds"] = {
+    "StableDiffusion": told("comfy.ldm.modules.diffusionmodules.openaimodel", "UNetModel"),
+    "Flux": told("comfy.ldm.flux.model", "Flux"),
+    "LTXV": told("comfy.ldm.lightricks.model", "LTXVModel"),
+    "VaceWan": told("comfy.ldm.wan.model", "VaceWanModel"),
+    "CameraWan": told("comfy.ldm.wan.model", "CameraWanModel"),
+    "WanWithReference": told("comfy.ldm.wan.model", "WanModel", ref_conv=torch.nn.Identity()),
+    "Wan": told("comfy.ldm.wan.model", "WanModel"),
+}
+"""
+
+
+def test_models_of_other_kinds_are_refused_by_what_is_supported(answers: Any) -> None:
+    """For images, for videos by other makers, and Wans that take more than a text and a picture."""
+    kinds = answers["kinds"]
+    assert kinds.pop("Wan") == ""
+    for kind, sentence in kinds.items():
+        assert sentence.endswith("TTOM supports Wan 2.1 and 2.2, and CogVideoX, for texts and for images."), (
+            kind
+        )
+        assert len(sentence.splitlines()) == 1
 
 
 COGVIDEOX = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import os
 import re
 from pathlib import Path
@@ -229,6 +230,53 @@ def test_every_kind_of_sampler_is_optimised_once_a_step(comfyui: Any) -> None:
         assert min(told["loss"]) < told["loss"][0], name
 
 
+GUIDERS: Graph = {
+    "basic": node("BasicGuider", model=["patch", 0], conditioning=["pos", 0]),
+    "dual": node(
+        "DualCFGGuider",
+        model=["patch", 0], cond1=["pos", 0], cond2=["neg", 0], negative=["neg", 0], cfg_conds=4.0,
+        cfg_cond2_negative=2.0, style="regular",
+    ),
+    "perpendicular": node(
+        "PerpNegGuider",
+        model=["patch", 0], positive=["pos", 0], negative=["neg", 0], empty_conditioning=["neg", 0], cfg=4.0,
+        neg_scale=1.0,
+    ),
+}  # fmt: skip
+GUIDING: Graph = {  # nodes that patch a MODEL's guidance, by their names here
+    "rescaled": node("RescaleCFG", multiplier=0.7),
+    "zero star": node("CFGZeroStar"),
+    "tangential": node("TCFG"),
+}
+
+
+def test_every_kind_of_guidance_is_optimised(comfyui: Any) -> None:
+    """Guiders of one, two and three conditionings, and MODELs whose guidance is patched."""
+    graph = loaded(
+        patch=node("TTOM_PatchModel", model=["shift", 0], masks=["soften", 0], preset="demo"),
+        noise=node("RandomNoise", noise_seed=9),
+        euler=node("KSamplerSelect", sampler_name="euler"),
+        sigmas=node("BasicScheduler", model=["shift", 0], scheduler="simple", steps=4, denoise=1.0),
+        **shown("base", ksampler(steps=4, seed=9)),
+    )
+    for name, guider in GUIDERS.items():
+        sampled = node(
+            "SamplerCustomAdvanced",
+            noise=["noise", 0], guider=[f"{name} guider", 0], sampler=["euler", 0], sigmas=["sigmas", 0],
+            latent_image=["latent", 0],
+        )  # fmt: skip
+        graph |= {f"{name} guider": guider} | shown(name, sampled)
+    for name, guiding in GUIDING.items():
+        patched = node(guiding["class_type"], model=["patch", 0], **guiding["inputs"])
+        graph |= {f"{name} model": patched} | shown(name, ksampler(f"{name} model", steps=4, seed=9))
+    run = comfyui.run(graph)
+    base = frames(comfyui, run, "base")
+    for name in (*GUIDERS, *GUIDING):
+        assert (frames(comfyui, run, name) != base).any(), name
+    optimised = [text for text in run.texts if "optimising step 1" in text]
+    assert len(optimised) >= len(GUIDERS) + len(GUIDING)
+
+
 def test_fp8_weights_optimise_as_the_same_weights_uncompressed_do(comfyui: Any) -> None:
     """Stored in fp8 and cast for use, against a file of the very weights that fp8 can hold."""
     import torch
@@ -319,6 +367,61 @@ def test_a_model_for_images_is_optimised_by_its_text_attention(comfyui: Any, tmp
     header = saved.read_bytes()
     assert b"diffusion_model.blocks.0.cross_attn.q.lora_A.weight" in header
     assert b"k_img" not in header
+
+
+def test_comfyuis_own_cogvideox_composes(comfyui: Any, tmp_path: Path) -> None:
+    """Random weights of the real class, in the sampler that it has; the plain one is refused."""
+    import torch
+    from diffusers import CogVideoXTransformer3DModel
+
+    if not comfyui.get("/object_info/VOIDSampler"):
+        pytest.skip("this ComfyUI has no CogVideoX of its own")
+    torch.manual_seed(0)
+    encoder = json.loads((ROOT / "demo" / "model" / "transformer" / "config.json").read_text())["text_dim"]
+    model = CogVideoXTransformer3DModel(
+        num_attention_heads=1,
+        attention_head_dim=64,
+        in_channels=16,
+        out_channels=16,
+        time_embed_dim=32,
+        text_embed_dim=encoder,
+        num_layers=2,
+        use_rotary_positional_embeddings=True,
+    )
+    for block in model.transformer_blocks:  # random weights give almost even attention
+        torch.nn.init.normal_(block.attn1.to_q.weight, std=0.5)
+        torch.nn.init.normal_(block.attn1.to_k.weight, std=0.5)
+    model.save_pretrained(tmp_path / "transformer")
+    convert(tmp_path, comfyui.base / "models" / "diffusion_models" / "cogvideox.safetensors")
+    graph = loaded(
+        patch=node(
+            "TTOM_PatchModel", model=["unet", 0], masks=["soften", 0], preset="demo", layers="0,1"
+        ),
+        noise=node("RandomNoise", noise_seed=7),
+        void=node("VOIDSampler"),
+        sigmas=node("BasicScheduler", model=["unet", 0], scheduler="simple", steps=STEPS, denoise=1.0),
+    )  # fmt: skip
+    graph["unet"]["inputs"]["unet_name"] = "cogvideox.safetensors"
+    del graph["shift"]
+    for name, source in (("base", "unet"), ("tto", "patch"), ("again", "unet")):
+        graph[f"{name} guider"] = node(
+            "CFGGuider", model=[source, 0], positive=["pos", 0], negative=["neg", 0], cfg=4.0
+        )
+        sampled = node(
+            "SamplerCustomAdvanced",
+            noise=["noise", 0], guider=[f"{name} guider", 0], sampler=["void", 0], sigmas=["sigmas", 0],
+            latent_image=["latent", 0],
+        )  # fmt: skip
+        graph |= shown(name, sampled)
+    run = comfyui.run(graph)
+    base, composed_frames, again = (frames(comfyui, run, name) for name in ("base", "tto", "again"))
+    assert (composed_frames != base).any()
+    np.testing.assert_array_equal(again, base)
+    told = [float(text.rpartition("loss ")[2]) for text in run.texts if "optimising step 1," in text]
+    assert min(told) < told[0], run.texts
+
+    plain = graph | shown("plain", sampler("unet", masks=["soften", 0], layers="0,1"))
+    assert "VOIDSampler" in comfyui.run(plain).error
 
 
 def test_a_memory_serves_both_roads(comfyui: Any) -> None:
