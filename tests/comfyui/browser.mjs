@@ -4,27 +4,21 @@
 //   node browser.mjs PLAYWRIGHT_CORE CHROMIUM URL SCREENSHOT MEMORY PACK
 import { createRequire } from "node:module";
 import { readFileSync } from "node:fs";
+import { CALM, faultsOf, outsideOf } from "./hand.mjs";
 
 const [library, executablePath, url, screenshot, memory, pack] = process.argv.slice(2);
 const { chromium } = createRequire(import.meta.url)(library);
-const seen = { faults: [], outside: [] };
+const seen = {};
 
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
 try {
   const page = await browser.newPage({ viewport: { width: 1500, height: 900 } });
-  page.on("request", (request) => {
-    const host = new URL(request.url()).hostname;
-    if (request.url().includes("/ttom") && host !== "127.0.0.1") seen.outside.push(request.url());
-  });
+  seen.faults = faultsOf(page);
+  const outside = outsideOf(page);
   await page.goto(url);
   await page.waitForFunction(() => window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler, null, { timeout: 120_000 });
-  // ComfyUI's own faults are not ours.
-  page.on("pageerror", (error) => /extensions\/[^/]*ttom/.test(error.stack) && seen.faults.push(error.stack));
-  page.on("console", (message) => {
-    const place = message.location().url;
-    const bad = ["error", "warning"].includes(message.type()) && /\/extensions\/[^/]*ttom|\/ttom\//.test(place);
-    if (bad) seen.faults.push(`${place}: ${message.text()}`);
-  });
+  await page.waitForTimeout(CALM);
+  const own = new Set(outside);
 
   await page.locator(".ttom-memory-tab-button").click({ timeout: 60_000 });
   const panel = page.locator(".ttom-browser");
@@ -76,6 +70,7 @@ try {
   }, bytes);
   await panel.dispatchEvent("drop", { dataTransfer: transfer });
   await settled(4);
+  seen.outside = [...outside].filter((host) => !own.has(host));
   seen.notice = await panel.locator(".ttom-notice").innerText();
 } finally {
   await browser.close();

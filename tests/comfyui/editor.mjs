@@ -3,24 +3,18 @@
 //
 //   node editor.mjs PLAYWRIGHT_CORE CHROMIUM URL SCREENSHOTS_PREFIX (canvas|vue)
 import { createRequire } from "node:module";
-import { drag, dragTrack, field, run, scrub } from "./hand.mjs";
+import { drag, dragTrack, faultsOf, field, run, scrub } from "./hand.mjs";
 
 const [library, executablePath, url, pictures, mode] = process.argv.slice(2);
 const { chromium } = createRequire(import.meta.url)(library);
 const NAME = "<img src=x onerror=alert(1)>";
-const seen = { faults: [] };
+const seen = {};
 
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
 try {
   const page = await browser.newPage({ viewport: { width: 1500, height: 1000 } });
   page.setDefaultTimeout(180_000);
-  page.on("pageerror", (error) => /extensions\/[^/]*ttom/.test(error.stack) && seen.faults.push(error.stack));
-  page.on("console", (message) => {
-    const place = message.location().url;
-    if (["error", "warning"].includes(message.type()) && /\/extensions\/[^/]*ttom/.test(place)) {
-      seen.faults.push(`${place}: ${message.text()}`);
-    }
-  });
+  seen.faults = faultsOf(page);
   page.on("dialog", (dialog) => {
     if (dialog.type() !== "beforeunload") seen.faults.push(`a dialog: ${dialog.message()}`);
     dialog.accept(); // leaving unsaved work is what is meant here

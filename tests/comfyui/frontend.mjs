@@ -4,6 +4,7 @@
 //   node frontend.mjs PLAYWRIGHT_CORE CHROMIUM URL WORKFLOW SCREENSHOT
 import { createRequire } from "node:module";
 import { readFileSync } from "node:fs";
+import { CALM, faultsOf, outsideOf } from "./hand.mjs";
 
 const [library, executablePath, url, workflow, screenshot] = process.argv.slice(2);
 const { chromium } = createRequire(import.meta.url)(library);
@@ -14,9 +15,13 @@ const seen = {};
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
 try {
   const page = await browser.newPage({ viewport: { width: 1900, height: 900 } });
+  seen.faults = faultsOf(page);
+  const outside = outsideOf(page);
   await page.goto(url);
   await page.waitForFunction(() => window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler, null, { timeout: 120_000 });
 
+  await page.waitForTimeout(CALM);
+  const own = new Set(outside);
   await page.evaluate((graph) => window.app.loadGraphData(graph), graph);
   await page.waitForTimeout(1500);
   seen.missing = await page.evaluate((types) => types.filter((t) => !window.LiteGraph.registered_node_types[t]), types);
@@ -62,6 +67,7 @@ try {
 
   if (seen.whole.end === "execution_success") seen.video = await watch(page);
   await page.waitForTimeout(1500);
+  seen.outside = [...outside].filter((host) => !own.has(host));
   await page.screenshot({ path: screenshot });
 } finally {
   await browser.close();

@@ -2,6 +2,32 @@
 
 const PAD = 12; // left and right of the tracks, as in web/editor/tracks.js
 
+const OURS = /\/(extensions\/[^/]*ttom|ttom\/)/i; // the pack's files and its server's addresses
+
+// Collects what a page complains of in our files; ComfyUI's own faults are not ours.
+export function faultsOf(page) {
+  const faults = [];
+  page.on("pageerror", (error) => OURS.test(error.stack) && faults.push(error.stack));
+  page.on("console", (message) => {
+    const place = message.location().url;
+    if (["error", "warning"].includes(message.type()) && OURS.test(place)) faults.push(`${place}: ${message.text()}`);
+  });
+  return faults;
+}
+
+// Milliseconds after which ComfyUI itself has asked others all that it asks them as it starts.
+export const CALM = 3000;
+
+// Collects the hosts other than ComfyUI's that a page asks anything of.
+export function outsideOf(page) {
+  const hosts = new Set();
+  page.on("request", (request) => {
+    const { protocol, hostname } = new URL(request.url());
+    if (/^(http|ws)s?:$/.test(protocol) && hostname !== "127.0.0.1") hosts.add(hostname);
+  });
+  return hosts;
+}
+
 // A workflow, as the text of its file, in a page that is loaded anew.
 export async function open(page, url, workflow) {
   await page.goto(url);

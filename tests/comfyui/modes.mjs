@@ -4,17 +4,17 @@
 //   node modes.mjs PLAYWRIGHT_CORE CHROMIUM URL WORKFLOW '{"TTOM_SoftMask": 2, …}' (2 muted, 4 bypassed)
 import { createRequire } from "node:module";
 import { readFileSync } from "node:fs";
-import { open, run } from "./hand.mjs";
+import { faultsOf, open, run } from "./hand.mjs";
 
 const [library, executablePath, url, workflow, modes] = process.argv.slice(2);
 const { chromium } = createRequire(import.meta.url)(library);
-const seen = { faults: [] };
+const seen = {};
 
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
 try {
   const page = await browser.newPage({ viewport: { width: 1500, height: 1000 } });
   page.setDefaultTimeout(180_000);
-  page.on("pageerror", (error) => /extensions\/[^/]*ttom/.test(error.stack) && seen.faults.push(error.stack));
+  seen.faults = faultsOf(page);
   await open(page, url, readFileSync(workflow, "utf8"));
   await page.evaluate((modes) => {
     for (const node of window.app.graph._nodes) node.mode = modes[node.type] ?? node.mode;

@@ -47,6 +47,7 @@ def test_an_artist_runs_cancels_and_runs_it_again(
 
     record_property("frontend", seen["version"])
     assert seen["missing"] == []
+    assert (seen["faults"], seen["outside"]) == ([], [])
     assert seen["dialogs"] == []  # the frontend's words about missing nodes, or anything else
     assert sorted(seen["nodes"]) == sorted(n["type"] for n in json.loads(path.read_text())["nodes"])
 
