@@ -55,11 +55,14 @@ def _memory_folder(name: str) -> Path:
     return Path(folder_paths.get_user_directory()) / "ttom_memory" / name
 
 
-def open_memory(name: str, read_only: bool, max_entries: int | None) -> MemoryStore:
+def open_memory(
+    name: str, read_only: bool, max_entries: int | None, other_copies: bool = False
+) -> MemoryStore:
     """The memory of a name; a missing one is made, unless it is only to be read."""
     from ..ttom_core.memory.store import MemoryStore
 
-    return MemoryStore(_memory_folder(name), read_only=read_only, max_entries=max_entries)
+    folder = _memory_folder(name)
+    return MemoryStore(folder, read_only=read_only, max_entries=max_entries, other_copies=other_copies)
 
 
 def memory_sizes() -> dict[str, int]:

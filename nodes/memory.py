@@ -11,7 +11,7 @@ from ..ttom_core.errors import TTOMError
 from ..ttom_core.memory.embedding import text_embedder
 from ..ttom_core.optimize import PRESETS, insist_on_layers
 from . import compat, host
-from .inputs import about, checked, insist_on_licence
+from .inputs import ADVANCED, about, checked, insist_on_licence
 from .sampling import with_layers
 from .types import BackboneSocket, LayoutSocket, MemorySocket, RecallSocket, Solved, SolvedSocket
 
@@ -82,21 +82,32 @@ class MemoryOpen(io.ComfyNode):
                     min=0,
                     max=10_000_000,
                     tooltip="Above it the least frequently used entries make room; 0 is no limit.",
+                    extra_dict=ADVANCED,
+                ),
+                io.Boolean.Input(
+                    "other_copies",
+                    default=False,
+                    optional=True,
+                    tooltip="Also use what other copies of the model made, of the same family and size: "
+                    "fp16, fp8 and GGUF files of the same weights. Leave it off where a fine-tuned model of "
+                    "that size made entries here.",
                 ),
             ],
             outputs=[MemorySocket.Output("memory", display_name="memory")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name: str | None, read_only: bool, max_entries: int) -> str | float:
+    def fingerprint_inputs(cls, name: str | None, **others: object) -> str | float:
         """A memory that changed is a changed input, for every node behind this one."""
         return math.nan if name is None else host.memory_state(name)  # wired in, it is not known yet
 
     @classmethod
     @checked
-    def execute(cls, name: str, read_only: bool, max_entries: int) -> io.NodeOutput:
+    def execute(
+        cls, name: str, read_only: bool, max_entries: int, other_copies: bool = False
+    ) -> io.NodeOutput:
         with about("name"):
-            return io.NodeOutput(host.open_memory(name, read_only, max_entries or None))
+            return io.NodeOutput(host.open_memory(name, read_only, max_entries or None, other_copies))
 
 
 class MemoryRead(io.ComfyNode):

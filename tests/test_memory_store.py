@@ -25,6 +25,7 @@ from ttom_core.layout import Box, Keyframe, Layout, TrackedObject
 from ttom_core.memory import index
 from ttom_core.memory.index import SIZE, SketchIndex, sketch
 from ttom_core.memory.key import SceneKey
+from ttom_core.memory.recall import Scene, recall
 from ttom_core.memory.store import UNDO_DEPTH, MemoryStore, MemoryStoreError
 from ttom_core.optimize import PRESETS
 
@@ -693,3 +694,38 @@ def test_the_database_is_plain_sqlite(store):
     with sqlite3.connect(store.folder / "memory.sqlite") as database:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert database.execute("SELECT prompt FROM entries").fetchone() == ("ball 0 moves",)
+
+
+FP16, FP8, OTHER = "wan-40x5120-00", "wan-40x5120-01", "wan-30x1536-00"
+
+
+def test_copies_of_one_model_share_a_memory_only_by_choice(tmp_path: Path) -> None:
+    with MemoryStore(tmp_path) as store:
+        made = [insert(store, n, adapter=adapter(n, copy)) for n, copy in enumerate((FP16, FP8, OTHER))]
+        (hit,) = read(store, 0, fingerprint=FP8)
+        assert hit.entry.id == made[1].id
+        assert "copy" not in hit.why
+        with pytest.raises(MemoryStoreError, match="insert it as an entry of its own"):
+            store.update(made[0].id, adapter(7, FP8))
+    with MemoryStore(tmp_path, other_copies=True) as store:
+        hits = read(store, 0, fingerprint=FP8)
+        assert {hit.entry.id for hit in hits} == {made[0].id, made[1].id}
+        assert [FP16 in hit.why for hit in hits] == [hit.entry.id == made[0].id for hit in hits]
+        for weight in (None, 0.5):
+            assert store.update(made[0].id, adapter(7, FP8), weight=weight).fingerprint == FP16
+        assert store.load(store.get(made[0].id)).fingerprint == FP16
+        assert read(store, 0, fingerprint="wan-40x5120-02")  # a copy that has made nothing yet
+        assert not read(store, 0, fingerprint="cogvideox-40x5120-00")
+        with pytest.raises(MemoryStoreError, match="insert it as an entry of its own"):
+            store.update(made[2].id, adapter(7, FP8))
+
+
+def test_a_scene_recalled_from_copies_fits_the_model_that_asks(tmp_path: Path) -> None:
+    scene = Scene("a ball moves", None, RIGHT, direction(0).astype(np.float32), "toy-text")
+    with MemoryStore(tmp_path, other_copies=True) as store:
+        for number, copy in enumerate((FP16, FP8)):
+            insert(store, number, adapter=adapter(number, copy))
+        known = recall(store, scene, FP8, threshold=-1)
+    assert len(known.hits) == 2
+    assert known.adapter is not None
+    assert known.adapter.fingerprint == FP8

@@ -100,7 +100,7 @@ SOCKETS = {
     "TTOM_PatchModel": (["model", "masks", "preset", "recall", "optimise", "layers"], ["MODEL"]),
     "TTOM_EncodePrompt": (["clip", "prompt"], ["CONDITIONING"]),
     "TTOM_PipelineParts": (["backbone"], ["CLIP", "VAE"]),
-    "TTOM_MemoryOpen": (["name", "read_only", "max_entries"], ["TTOM_MEMORY"]),
+    "TTOM_MemoryOpen": (["name", "read_only", "max_entries", "other_copies"], ["TTOM_MEMORY"]),
     "TTOM_MemoryRead": (
         ["memory", "backbone", "layout", "prompt", "preset", "threshold", "top_k", "layers", "clip"],
         ["TTOM_RECALL", "STRING"],

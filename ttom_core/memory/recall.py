@@ -7,7 +7,7 @@ one adapter, and the end of an optimisation becomes an insertion or an update (T
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -110,7 +110,7 @@ def recall(
             skipped.append(f"Memory entry {name} was made with other layers or another scope.")
             continue
         hits.append(hit)
-        adapters.append(adapter)
+        adapters.append(replace(adapter, fingerprint=fingerprint))  # another copy's, if the store gives it
     fused = fuse(adapters, rank=rank) if adapters else None
     return Recall(scene, tuple(hits), fused, tuple(skipped))
 

@@ -152,7 +152,9 @@ class MemoryStore:
 
     Over `max_entries` or `max_bytes` (of values, each entry's counted), the least frequently used entries
     make room, pinned ones never. A read-only store writes nothing, not even a use: "test-time
-    independence" in the paper. Raises MemoryStoreError.
+    independence" in the paper. With `other_copies` a model is also given what another copy of it made: one
+    of the same family and size, as fp16, fp8 and GGUF files of the same weights are. Nobody can tell from
+    rounded weights whether they once were the same, so this is the user's to say. Raises MemoryStoreError.
     """
 
     def __init__(
@@ -162,8 +164,9 @@ class MemoryStore:
         read_only: bool = False,
         max_entries: int | None = None,
         max_bytes: int | None = None,
+        other_copies: bool = False,
     ) -> None:
-        self.folder, self.read_only = Path(folder), read_only
+        self.folder, self.read_only, self.other_copies = Path(folder), read_only, other_copies
         self.max_entries, self.max_bytes = max_entries, max_bytes
         self._indexes: dict[bytes, SketchIndex] = {}
         self._loose: set[str] = set()  # values that a transaction wrote or let go of
@@ -241,16 +244,18 @@ class MemoryStore:
     ) -> list[Hit]:
         """The entries of exactly this structure whose embeddings are most alike, best first.
 
-        Only entries of this backbone (`fingerprint`) and this embedder are seen. `threshold` is the least
+        Only entries of this backbone (`fingerprint`; `other_copies` adds its copies) and this embedder are
+        seen. `threshold` is the least
         cosine (τ_sim in the paper); of equals, the one with the nearer layout comes first. Each hit counts
         as a use, unless the store is read-only.
         """
         if top_k < 1:
             raise MemoryStoreError(f"A read takes 1 or more entries, not top_k = {top_k}.")
         query = unit(embedding)
-        bucket = _bucket(fingerprint, embedder, key, len(query))
+        buckets = [_bucket(copy, embedder, key, len(query)) for copy in self._copies(fingerprint)]
         with self._reading():
-            numbers, cosines = self._candidates(bucket, query)
+            candidates = [self._candidates(bucket, query) for bucket in buckets]
+            numbers, cosines = map(np.concatenate, zip(*candidates, strict=True))
             found = [int(n) for n, c in zip(numbers, cosines, strict=True) if c >= threshold]
             similarity = dict(zip(numbers.tolist(), cosines.tolist(), strict=True))
             # Equal texts have equal embeddings: keep every entry that ties with the last one taken.
@@ -262,7 +267,7 @@ class MemoryStore:
             entries,
             key=lambda n: (-similarity[n], layout_distance(key, entries[n].key), n),
         )[:top_k]
-        hits = [_hit(entries[n], similarity[n]) for n in order]
+        hits = [_hit(entries[n], similarity[n], fingerprint) for n in order]
         if hits and not self.read_only:
             self._count_uses(order)
         return hits
@@ -297,6 +302,8 @@ class MemoryStore:
             raise MemoryStoreError(f"An update's weight must be 0 or more, not {weight:g}.")
         while True:
             old = self.get(entry_id)
+            if self.other_copies and are_copies(adapter.fingerprint, old.fingerprint):
+                adapter = replace(adapter, fingerprint=old.fingerprint)
             if adapter.fingerprint != old.fingerprint:
                 raise MemoryStoreError(
                     f"Memory entry {old.id} is for {old.fingerprint}, the adapter for "
@@ -458,6 +465,13 @@ class MemoryStore:
         """The backbones that the entries were made with."""
         with self._reading():
             return {f for (f,) in self._execute("SELECT DISTINCT fingerprint FROM entries")}
+
+    def _copies(self, fingerprint: str) -> list[str]:
+        """A backbone, and of those with entries here the ones that may stand in for it."""
+        if not self.other_copies:
+            return [fingerprint]
+        others = sorted(self.fingerprints() - {fingerprint})
+        return [fingerprint, *(other for other in others if are_copies(fingerprint, other))]
 
     def value_bytes(self) -> int:
         """The sizes of all entries' values, in bytes."""
@@ -925,10 +939,21 @@ def _entry(row: Sequence[Any]) -> MemoryEntry:
     )
 
 
-def _hit(entry: MemoryEntry, similarity: float) -> Hit:
+def are_copies(fingerprint: str, other: str) -> bool:
+    """Whether two backbones are of one family and size, and may be copies of one model.
+
+    >>> are_copies("wan-40x5120-0123456789abcdef", "wan-40x5120-fedcba9876543210")
+    True
+    """
+    sizes, _, _ = fingerprint.rpartition("-")
+    return fingerprint == other or (bool(sizes) and sizes == other.rpartition("-")[0])
+
+
+def _hit(entry: MemoryEntry, similarity: float, fingerprint: str) -> Hit:
     times = "never used before" if not entry.uses else f"used {entry.uses} times before"
     facts = ", ".join(entry.key.structure)
-    why = f"Same structure ({facts}) and {similarity:.2f} alike to “{entry.prompt}”, {times}."
+    copy = "" if entry.fingerprint == fingerprint else f", made with the copy {entry.fingerprint}"
+    why = f"Same structure ({facts}) and {similarity:.2f} alike to “{entry.prompt}”, {times}{copy}."
     return Hit(entry, similarity, why)
 
 
