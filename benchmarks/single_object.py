@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ttom_core.evaluation.blobs import PALETTE, SHAPES
 from ttom_core.evaluation.evaluate import estimate
-from ttom_core.evaluation.pool import in_workers
+from ttom_core.evaluation.pool import backbone_of, identity_of, in_workers
 from ttom_core.evaluation.results import write_result
 from ttom_core.evaluation.scores import score
 
@@ -51,7 +51,7 @@ def main() -> None:
         value, low, high = (figures[name][key] for key in ("value", "low", "high"))
         print(f"{name}: {value:.3f} ({low:.3f}–{high:.3f}) of {len(good)} clips")
     command = f"python benchmarks/single_object.py --seeds {options.seeds}"
-    write_result(RESULT, command, 0, figures)
+    write_result(RESULT, command, 0, figures, {"model": identity_of(backbone_of(options.model))})
 
 
 if __name__ == "__main__":

@@ -474,14 +474,14 @@ def _doctor(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from .evaluation.evaluate import evaluate, figures, load_prompts, markdown
-    from .evaluation.pool import progress
+    from .evaluation.pool import backbone_of, identity_of, progress
 
     _quiet()
-    methods = {"base": None, "ttom": _settings(options)}
+    source, methods = source_of(options), {"base": None, "ttom": _settings(options)}
     prompts = load_prompts(options.prompts, options.limit)
     with progress("evaluate") as on_row:
         rows = evaluate(
-            source_of(options),
+            source,
             prompts,
             methods,
             options.out / "rows.jsonl",
@@ -497,7 +497,15 @@ def _evaluate(options: argparse.Namespace) -> None:
         # The benchmarks' own writer adds the commit and the machine; outside a clone there is neither.
         from .evaluation.results import write_result
 
-        write_result(options.result, f"ttom evaluate --seed {options.seed}", options.seed, table)
+        settings = {
+            "prompts": options.prompts.stem,
+            "model": identity_of(backbone_of(source)),
+            "steps": options.steps,
+            "methods": {name: use.model_dump(mode="json") if use else None for name, use in methods.items()},
+        }
+        limit = "" if options.limit is None else f" --limit {options.limit}"
+        command = f"ttom evaluate --seed {options.seed} --steps {options.steps}{limit}"
+        write_result(options.result, command, options.seed, table, settings)
 
 
 def _convert(options: argparse.Namespace) -> None:
