@@ -190,6 +190,11 @@ def _remembering(parser: argparse.ArgumentParser, mode: str) -> None:
     parser.add_argument("--top-k", type=int, default=5, help="hits that are averaged (default 5)")
     parser.add_argument("--on-hit", choices=("update", "replace", "insert"), default="update")
     parser.add_argument(
+        "--other-copies",
+        action="store_true",
+        help="use what other copies of the model made too, of its family and size: fp16, fp8, GGUF",
+    )
+    parser.add_argument(
         "--embedder", default="pipeline", help="pipeline, clip or sentence-transformers, or KIND:MODEL"
     )
 
@@ -218,7 +223,8 @@ def _memory(options: argparse.Namespace, backbone: Any) -> Iterator[tuple[Memory
         yield None, use
         return
     folder = options.store or default_folder(options.user)
-    with MemoryStore(folder, read_only=use.mode == "read") as store:
+    read_only, copies = use.mode == "read", options.other_copies
+    with MemoryStore(folder, read_only=read_only, other_copies=copies) as store:
         yield Memory(store, text_embedder(options.embedder, backbone.pipeline)), use
 
 
