@@ -296,7 +296,11 @@ class PatchModel(io.ComfyNode):
                 "optimises is forgotten after each run; TTO LoRA Sampler puts it out."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="From any loader: Wan 2.1, or the high-noise Wan 2.2."),
+                io.Model.Input(
+                    "model",
+                    tooltip="From any loader: Wan 2.1, the high-noise Wan 2.2, or CogVideoX for "
+                    "SamplerCustomAdvanced.",
+                ),
                 MasksSocket.Input("masks", tooltip="From Soft Mask."),
                 _preset(),
                 *starting_inputs(),
@@ -343,7 +347,9 @@ class EncodePrompt(io.ComfyNode):
             category=CATEGORY,
             description="Encodes a prompt as CLIP Text Encode does, and notes where its words are.",
             inputs=[
-                io.Clip.Input("clip", tooltip="From CLIPLoader with the type wan, or from Pipeline Parts."),
+                io.Clip.Input(
+                    "clip", tooltip="From CLIPLoader with the type wan or cogvideox, or from Pipeline Parts."
+                ),
                 io.String.Input(
                     "prompt",
                     multiline=True,
