@@ -12,7 +12,7 @@ from ..ttom_core.evaluation.grounding import DETECTOR, GROUNDINGS, SEGMENTER, gr
 from ..ttom_core.pictures import relevance_chart, relevance_strip
 from ..ttom_core.probe import COUNT, ProbeSettings, probe_clip, recommend
 from . import host
-from .inputs import checked, sampling_inputs
+from .inputs import ADVANCED, checked, sampling_inputs
 from .types import BackboneSocket, LayoutSocket, to_image
 
 if TYPE_CHECKING:
@@ -55,12 +55,14 @@ class AttentionProbe(io.ComfyNode):
                     default=DETECTOR,
                     optional=True,
                     tooltip="A GroundingDINO: a folder, or a name on the Hugging Face Hub.",
+                    extra_dict=ADVANCED,
                 ),
                 io.String.Input(
                     "segmenter",
                     default=SEGMENTER,
                     optional=True,
                     tooltip="A SAM 2: a folder, or a name on the Hugging Face Hub.",
+                    extra_dict=ADVANCED,
                 ),
             ],
             outputs=[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ..ttom_core.errors import TTOMError
-from .inputs import checked
+from .inputs import ADVANCED, checked
 from .types import BoundingBoxSocket, LayoutSocket
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def _tolerance() -> io.Input:
         max=1000.0,
         step=0.5,
         tooltip="Keyframes are left out where the box stays within so many pixels of its way without them.",
+        extra_dict=ADVANCED,
     )
 
 

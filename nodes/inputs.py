@@ -18,6 +18,8 @@ from ..ttom_core.errors import TTOMError
 
 MAX_TEXT = 20_000  # characters, as in the prompts of layouts and the notes of memory packs
 JSON_INPUTS = {"pinned", "boxes_json", "tracks"}  # those who read them have their own, higher limit
+# Folded away until an artist asks for it; the io of 2025 has no word for it, and its frontends show it.
+ADVANCED = {"advanced": True}
 MAX_PIXELS = 2**28  # of a clip that is drawn: 3 GiB as ComfyUI keeps pictures; 81 frames of 1920×1088 fit
 
 

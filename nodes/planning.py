@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..ttom_core.layout import Layout
 from . import host
-from .inputs import about, checked
+from .inputs import ADVANCED, about, checked
 from .types import LayoutSocket, LLMSocket
 
 if TYPE_CHECKING:
@@ -44,13 +44,21 @@ class LanguageModel(io.ComfyNode):
                     tooltip="Let it write a fuller description first; the planner's prompt output is then "
                     "that description.",
                 ),
-                io.Float.Input("temperature", default=0.0, min=0.0, max=2.0, step=0.1),
-                io.Float.Input("timeout", default=120.0, min=1.0, max=3600.0, tooltip="Seconds an answer."),
+                io.Float.Input("temperature", default=0.0, min=0.0, max=2.0, step=0.1, extra_dict=ADVANCED),
+                io.Float.Input(
+                    "timeout",
+                    default=120.0,
+                    min=1.0,
+                    max=3600.0,
+                    tooltip="Seconds an answer.",
+                    extra_dict=ADVANCED,
+                ),
                 io.String.Input(
                     "key_variable",
                     default="",
                     tooltip="The NAME of the environment variable that holds the key, never the key: this "
                     "is saved with the workflow. Empty: OPENAI_API_KEY for OpenAI, none for others.",
+                    extra_dict=ADVANCED,
                 ),
             ],
             outputs=[LLMSocket.Output("llm", display_name="llm")],
@@ -117,6 +125,7 @@ class LayoutPlanner(io.ComfyNode):
                     default=False,
                     optional=True,
                     tooltip="When the language model fails, let the rules plan and say so in the notes.",
+                    extra_dict=ADVANCED,
                 ),
                 io.String.Input(
                     "pinned",
@@ -132,6 +141,7 @@ class LayoutPlanner(io.ComfyNode):
                     optional=True,
                     tooltip="Once it has planned, ask an Ollama server to free the language model's memory "
                     "for the video's.",
+                    extra_dict=ADVANCED,
                 ),
             ],
             outputs=[

@@ -19,9 +19,9 @@ SOCKETS = "Clip Conditioning Image Latent LoraModel LossMap Mask Model MultiType
 WIDGETS = "Boolean Combo Float Int String".split()
 MODULES = (
     "aiohttp comfy comfy.ldm comfy.ldm.modules comfy.ldm.modules.attention comfy.latent_formats "
-    "comfy.model_management comfy.model_patcher comfy.ops comfy.patcher_extension comfy.sample "
-    "comfy.samplers comfy.utils comfy_api comfy_api.latest comfy_execution comfy_execution.graph_utils "
-    "folder_paths server"
+    "comfy.model_management comfy.model_patcher comfy.model_sampling comfy.ops comfy.patcher_extension "
+    "comfy.sample comfy.samplers comfy.utils comfy_api comfy_api.latest comfy_execution "
+    "comfy_execution.graph_utils folder_paths server"
 ).split()
 
 

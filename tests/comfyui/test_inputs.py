@@ -68,6 +68,16 @@ def test_every_number_has_bounds_and_every_default_is_allowed(nodes: ModuleType)
         assert one.default is None or one.default in one.options, (node, one.id)
 
 
+def test_what_is_folded_away_need_not_be_looked_at(nodes: ModuleType) -> None:
+    """It is a widget, and its default serves."""
+    folded = [
+        one
+        for _, one in asked(nodes, "Boolean", "Combo", "Float", "Int", "String")
+        if (one.extra_dict or {}).get("advanced")
+    ]
+    assert folded and all(one.default is not None for one in folded)
+
+
 @pytest.mark.parametrize(
     "value", [float("nan"), float("inf"), -1e308, 10**5000, "../../etc", None, [], {}], ids=kind
 )
