@@ -245,7 +245,7 @@ def run(options: argparse.Namespace) -> None:
     told = [
         name
         for name, found in jobs.items()
-        if name in options.only or all(key in known for key, _ in found.values())
+        if found and (name in options.only or all(key in known for key, _ in found.values()))
     ]
     result = options.results / "memory_quality.json"
     if not options.force:
@@ -256,6 +256,8 @@ def run(options: argparse.Namespace) -> None:
     with progress("held-out clips") as on_row:
         rows = rows_of(make, wanted, options.model, path, workers=options.workers, on_row=on_row)
     table = table_of({name: {i: rows[key] for i, (key, _) in jobs[name].items()} for name in told})
+    if not table:
+        raise TTOMError("No memory was read for any of these prompts; raise --limit, or add to --only.")
     for name, value in table.items():
         print(f"{name:60} {value['value']:8.3f}  ({value['low']:.3f} to {value['high']:.3f}, n {value['n']})")
     command = f"python benchmarks/memory_quality.py --limit {options.limit}"

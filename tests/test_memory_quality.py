@@ -134,6 +134,16 @@ def test_a_part_never_replaces_a_result_that_tells_of_more(run, capsys):
     assert [*few.settings["variants"]] == ["base"]
 
 
+def test_nothing_is_written_of_prompts_that_have_no_mirrored_scene(tmp_path, monkeypatch, capsys):
+    assert not QUALITY["mirrored"](HELD_OUT[0]["prompt"])
+    monkeypatch.setitem(INSIDE, "backbone_of", lambda model: SimpleNamespace(video_fingerprint=model))
+    monkeypatch.setitem(INSIDE, "folder_of", lambda work, model: work / model)
+    monkeypatch.setitem(INSIDE, "build", lambda *_: None)
+    where = ["--out", str(tmp_path), "--results", str(tmp_path)]
+    assert QUALITY["main"]([*where, "--limit", "1", "--only", "wrong_direction"]) == 2
+    assert "raise --limit" in capsys.readouterr().err and not list(tmp_path.glob("*.json"))
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"settings": {"variants": 3}}'])
 def test_a_file_of_another_form_is_left_alone(run, tmp_path, capsys, text):
     path = tmp_path / "memory_quality.json"
