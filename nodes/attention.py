@@ -12,7 +12,7 @@ from ..ttom_core.evaluation.grounding import DETECTOR, GROUNDINGS, SEGMENTER, gr
 from ..ttom_core.pictures import relevance_chart, relevance_strip
 from ..ttom_core.probe import COUNT, ProbeSettings, probe_clip, recommend
 from . import host
-from .inputs import ADVANCED, checked, sampling_inputs
+from .inputs import checked, folded, sampling_inputs
 from .types import BackboneSocket, LayoutSocket, to_image
 
 if TYPE_CHECKING:
@@ -50,19 +50,21 @@ class AttentionProbe(io.ComfyNode):
                     "count", default=COUNT, min=1, max=1000, tooltip="How many layers to recommend."
                 ),
                 *sampling_inputs(),
-                io.String.Input(
-                    "detector",
-                    default=DETECTOR,
-                    optional=True,
-                    tooltip="A GroundingDINO: a folder, or a name on the Hugging Face Hub.",
-                    extra_dict=ADVANCED,
+                folded(
+                    io.String.Input(
+                        "detector",
+                        default=DETECTOR,
+                        optional=True,
+                        tooltip="A GroundingDINO: a folder, or a name on the Hugging Face Hub.",
+                    )
                 ),
-                io.String.Input(
-                    "segmenter",
-                    default=SEGMENTER,
-                    optional=True,
-                    tooltip="A SAM 2: a folder, or a name on the Hugging Face Hub.",
-                    extra_dict=ADVANCED,
+                folded(
+                    io.String.Input(
+                        "segmenter",
+                        default=SEGMENTER,
+                        optional=True,
+                        tooltip="A SAM 2: a folder, or a name on the Hugging Face Hub.",
+                    )
                 ),
             ],
             outputs=[

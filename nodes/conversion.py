@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ..ttom_core.errors import TTOMError
-from .inputs import ADVANCED, checked
+from .inputs import checked, folded
 from .types import BoundingBoxSocket, LayoutSocket
 
 if TYPE_CHECKING:
@@ -44,14 +44,16 @@ def _size() -> list[io.Input]:
 
 
 def _tolerance() -> io.Input:
-    return io.Float.Input(
-        "tolerance",
-        default=0.5,
-        min=0.0,
-        max=1000.0,
-        step=0.5,
-        tooltip="Keyframes are left out where the box stays within so many pixels of its way without them.",
-        extra_dict=ADVANCED,
+    return folded(
+        io.Float.Input(
+            "tolerance",
+            default=0.5,
+            min=0.0,
+            max=1000.0,
+            step=0.5,
+            tooltip="Keyframes are left out where the box stays within so many pixels of its way without "
+            "them.",
+        )
     )
 
 

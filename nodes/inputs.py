@@ -18,8 +18,6 @@ from ..ttom_core.errors import TTOMError
 
 MAX_TEXT = 20_000  # characters, as in the prompts of layouts and the notes of memory packs
 JSON_INPUTS = {"pinned", "boxes_json", "tracks"}  # those who read them have their own, higher limit
-# Folded away until an artist asks for it; the io of 2025 has no word for it, and its frontends show it.
-ADVANCED = {"advanced": True}
 MAX_PIXELS = 2**28  # of a clip that is drawn: 3 GiB as ComfyUI keeps pictures; 81 frames of 1920×1088 fit
 
 
@@ -83,6 +81,12 @@ def insist_on_size(num_frames: int, width: int, height: int, count: int = 1) -> 
             f"num_frames, width, height: {count} × {num_frames} frames of {width}×{height} are too much to "
             f"draw at once, which is {MAX_PIXELS} pixels; make them smaller or fewer."
         )
+
+
+def folded(asked: io.Input) -> io.Input:
+    """An input that few artists touch: out of sight until asked for, where the frontend can."""
+    asked.extra_dict = {"advanced": True}  # the io of 2025 has no keyword for it
+    return asked
 
 
 def clip_inputs(tooltip: str | None = None) -> list[io.Input]:

@@ -11,7 +11,7 @@ from ..ttom_core.errors import TTOMError
 from ..ttom_core.memory.embedding import text_embedder
 from ..ttom_core.optimize import PRESETS, insist_on_layers
 from . import compat, host
-from .inputs import ADVANCED, about, checked, insist_on_licence
+from .inputs import about, checked, folded, insist_on_licence
 from .sampling import with_layers
 from .types import BackboneSocket, LayoutSocket, MemorySocket, RecallSocket, Solved, SolvedSocket
 
@@ -76,13 +76,14 @@ class MemoryOpen(io.ComfyNode):
             inputs=[
                 io.String.Input("name", default="default", tooltip="One memory a name."),
                 io.Boolean.Input("read_only", default=False, tooltip="Nothing is learnt or counted."),
-                io.Int.Input(
-                    "max_entries",
-                    default=0,
-                    min=0,
-                    max=10_000_000,
-                    tooltip="Above it the least frequently used entries make room; 0 is no limit.",
-                    extra_dict=ADVANCED,
+                folded(
+                    io.Int.Input(
+                        "max_entries",
+                        default=0,
+                        min=0,
+                        max=10_000_000,
+                        tooltip="Above it the least frequently used entries make room; 0 is no limit.",
+                    )
                 ),
                 io.Boolean.Input(
                     "other_copies",

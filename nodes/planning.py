@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..ttom_core.layout import Layout
 from . import host
-from .inputs import ADVANCED, about, checked
+from .inputs import about, checked, folded
 from .types import LayoutSocket, LLMSocket
 
 if TYPE_CHECKING:
@@ -44,21 +44,23 @@ class LanguageModel(io.ComfyNode):
                     tooltip="Let it write a fuller description first; the planner's prompt output is then "
                     "that description.",
                 ),
-                io.Float.Input("temperature", default=0.0, min=0.0, max=2.0, step=0.1, extra_dict=ADVANCED),
-                io.Float.Input(
-                    "timeout",
-                    default=120.0,
-                    min=1.0,
-                    max=3600.0,
-                    tooltip="Seconds an answer.",
-                    extra_dict=ADVANCED,
+                folded(io.Float.Input("temperature", default=0.0, min=0.0, max=2.0, step=0.1)),
+                folded(
+                    io.Float.Input(
+                        "timeout",
+                        default=120.0,
+                        min=1.0,
+                        max=3600.0,
+                        tooltip="Seconds an answer.",
+                    )
                 ),
-                io.String.Input(
-                    "key_variable",
-                    default="",
-                    tooltip="The NAME of the environment variable that holds the key, never the key: this "
-                    "is saved with the workflow. Empty: OPENAI_API_KEY for OpenAI, none for others.",
-                    extra_dict=ADVANCED,
+                folded(
+                    io.String.Input(
+                        "key_variable",
+                        default="",
+                        tooltip="The NAME of the environment variable that holds the key, never the key: "
+                        "this is saved with the workflow. Empty: OPENAI_API_KEY for OpenAI, none for others.",
+                    )
                 ),
             ],
             outputs=[LLMSocket.Output("llm", display_name="llm")],
@@ -120,12 +122,13 @@ class LayoutPlanner(io.ComfyNode):
                     tooltip="Where the prompt leaves a choice, another seed chooses differently.",
                 ),
                 LLMSocket.Input("llm", optional=True, tooltip="Left open, the rules plan."),
-                io.Boolean.Input(
-                    "fallback",
-                    default=False,
-                    optional=True,
-                    tooltip="When the language model fails, let the rules plan and say so in the notes.",
-                    extra_dict=ADVANCED,
+                folded(
+                    io.Boolean.Input(
+                        "fallback",
+                        default=False,
+                        optional=True,
+                        tooltip="When the language model fails, let the rules plan and say so in the notes.",
+                    )
                 ),
                 io.String.Input(
                     "pinned",
@@ -135,13 +138,14 @@ class LayoutPlanner(io.ComfyNode):
                     tooltip="A layout as JSON, as layout_json puts it out: used, and checked, instead of "
                     "planning. Edit it as you like.",
                 ),
-                io.Boolean.Input(
-                    "unload",
-                    default=False,
-                    optional=True,
-                    tooltip="Once it has planned, ask an Ollama server to free the language model's memory "
-                    "for the video's.",
-                    extra_dict=ADVANCED,
+                folded(
+                    io.Boolean.Input(
+                        "unload",
+                        default=False,
+                        optional=True,
+                        tooltip="Once it has planned, ask an Ollama server to free the language model's "
+                        "memory for the video's.",
+                    )
                 ),
             ],
             outputs=[

@@ -13,7 +13,7 @@ from ..ttom_core.generate import generate
 from ..ttom_core.optimize import PRESETS, TTOSettings
 from ..ttom_core.probe import chosen_layers
 from . import host
-from .inputs import ADVANCED, about, checked, sampling_inputs
+from .inputs import about, checked, folded, sampling_inputs
 from .types import (
     BackboneSocket,
     LayoutMasks,
@@ -84,12 +84,13 @@ def starting_inputs() -> list[io.Input]:
 
 
 def keep_maps_input() -> io.Input:
-    return io.Boolean.Input(
-        "keep_maps",
-        default=False,
-        optional=True,
-        tooltip="For Attention Preview: the attention before and after, at one more look a step.",
-        extra_dict=ADVANCED,
+    return folded(
+        io.Boolean.Input(
+            "keep_maps",
+            default=False,
+            optional=True,
+            tooltip="For Attention Preview: the attention before and after, at one more look a step.",
+        )
     )
 
 
