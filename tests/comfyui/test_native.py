@@ -253,7 +253,7 @@ GUIDING: Graph = {  # nodes that patch a MODEL's guidance, by their names here
 def test_every_kind_of_guidance_is_optimised(comfyui: Any) -> None:
     """Guiders of one, two and three conditionings, and MODELs whose guidance is patched."""
     graph = loaded(
-        patch=node("TTOM_PatchModel", model=["shift", 0], masks=["soften", 0], preset="demo"),
+        patch=node("TTOM_PatchModel", model=["shift", 0], masks=["soften", 0], preset="demo", layers="0"),
         noise=node("RandomNoise", noise_seed=9),
         euler=node("KSamplerSelect", sampler_name="euler"),
         sigmas=node("BasicScheduler", model=["shift", 0], scheduler="simple", steps=4, denoise=1.0),
