@@ -109,7 +109,9 @@ def _parser() -> argparse.ArgumentParser:
 
     add_memory(commands)
 
-    convert = commands.add_parser("convert", help="rename a Wan transformer for ComfyUI's loader, or back")
+    convert = commands.add_parser(
+        "convert", help="rename a Wan or CogVideoX transformer for ComfyUI's loader, or back"
+    )
     convert.add_argument("source", type=Path, help="a diffusers folder, or a file of models/diffusion_models")
     convert.add_argument("target", type=Path, help="a new safetensors file")
     convert.set_defaults(run=_convert)
