@@ -90,6 +90,12 @@ class Scene:
     instances: tuple[Instance, ...] = field(repr=False)
     background: str = "dark"
 
+    @property
+    def moves(self) -> bool:
+        """Whether anything in it is elsewhere, larger or of another colour at another time."""
+        changing = any(np.ptp(i.centres, 0).any() or np.ptp(i.sizes) for i in self.instances)
+        return bool(changing or any(noun.end_colour for noun in self.nouns))
+
     def boxes(self) -> np.ndarray:
         """Truth boxes [N, F, 4] as normalised x, y, w, h."""
         boxes = [

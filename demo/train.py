@@ -262,6 +262,14 @@ def train_vae(
     vae.eval()
 
 
+def lesson(sampler: SceneSampler, frames: int) -> Scene:
+    """A scene to learn from: three of four that stand still are left to the single frames."""
+    while True:
+        scene = sampler.sample()
+        if frames == 1 or scene.moves or sampler.rng.random() < 0.25:
+            return scene
+
+
 def encode(basis: Basis, work: Path, name: str, count: int, frames: int, seed: int) -> dict:
     """Encode `count` scenes once: latents [count, 16, T, 16, 16] in fp16 and their captions."""
     path = work / f"{name}.pt"
@@ -269,7 +277,7 @@ def encode(basis: Basis, work: Path, name: str, count: int, frames: int, seed: i
         return torch.load(path, weights_only=True)
     sampler, captions, latents = SceneSampler(seed), [], []
     for _ in tqdm(range(0, count, 16), desc=f"encode {name}"):
-        scenes = [sampler.sample() for _ in range(16)]
+        scenes = [lesson(sampler, frames) for _ in range(16)]
         captions += [scene.caption for scene in scenes]
         start = int(sampler.rng.integers(0, FRAMES)) if frames == 1 else 0
         latents.append(project(clips(scenes, start, frames), basis).half())

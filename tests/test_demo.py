@@ -5,6 +5,7 @@ import pytest
 
 from demo.prompts import FOLDER, collect, spec
 from demo.scenes import CATEGORIES, FRAMES, SIZE, SceneSampler, held_out
+from demo.train import lesson
 from ttom_core.errors import TTOMError
 from ttom_core.evaluation.evaluate import bootstrap, figures, load_prompts, markdown
 from ttom_core.evaluation.scores import score
@@ -55,6 +56,14 @@ def test_training_never_sees_a_held_out_noun_and_testing_always_does():
                 role = scene.expect[key] if isinstance(scene.expect[key], str) else scene.expect[key][0]
                 noun = scene.nouns[0]
                 assert held_out(noun.colour, noun.shape, role) == testing
+
+
+def test_clips_to_learn_from_mostly_move_and_single_frames_may_stand_still():
+    assert all(SceneSampler(10).sample(category).moves for category in ("motion", "action", "interaction"))
+    assert not any(SceneSampler(11).sample(category).moves for category in ("single", "spatial", "numeracy"))
+    for frames, low, high in ((FRAMES, 0.6, 0.85), (1, 0.3, 0.5)):
+        sampler = SceneSampler(12)
+        assert low < np.mean([lesson(sampler, frames).moves for _ in range(200)]) < high
 
 
 def test_seeds_reproduce_scenes():
