@@ -203,7 +203,8 @@ def test_a_smaller_run_never_replaces_a_larger_one_but_by_force(
 
 def test_a_missing_model_gets_one_sentence(tmp_path, capsys):
     for main, arguments in ((ABLATIONS["main"], ["losses"]), (EVIDENCE["main"], ["--limit", "1"])):
-        assert main([*arguments, "--model", "nowhere", "--out", str(tmp_path)]) == 2
+        folders = ["--out", str(tmp_path), "--results", str(tmp_path)]
+        assert main([*arguments, "--model", "nowhere", *folders]) == 2
         assert "no model folder at nowhere" in capsys.readouterr().err
 
 
