@@ -264,6 +264,7 @@ def interval_chart(
             axes.axvline(rows[reference][0], color="0.75", linewidth=1, zorder=0)
         axes.set_title(title, fontsize=10)
         axes.tick_params(labelsize=8)
+        axes.locator_params(axis="x", nbins=5)  # more would run into each other
     labels = [name.replace("_", " ").replace("$", r"\$") for name in names]
     grid[0].set_yticks(range(len(names)), labels)
     grid[0].set_ylim(len(names) - 0.5, -0.5)
