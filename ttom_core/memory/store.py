@@ -245,9 +245,8 @@ class MemoryStore:
         """The entries of exactly this structure whose embeddings are most alike, best first.
 
         Only entries of this backbone (`fingerprint`; `other_copies` adds its copies) and this embedder are
-        seen. `threshold` is the least
-        cosine (τ_sim in the paper); of equals, the one with the nearer layout comes first. Each hit counts
-        as a use, unless the store is read-only.
+        seen. `threshold` is the least cosine (τ_sim in the paper); of equals, the one with the nearer layout
+        comes first. Each hit counts as a use, unless the store is read-only.
         """
         if top_k < 1:
             raise MemoryStoreError(f"A read takes 1 or more entries, not top_k = {top_k}.")
