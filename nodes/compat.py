@@ -87,14 +87,14 @@ def check_model(model: Model) -> None:
             "A cache reuses what the MODEL gave at one step in the next, and TTOM changes just that; remove "
             "the cache node."
         )
-    if is_wan(model) and float(model.get_model_object("model_sampling").sigma_max) > 1 + 1e-4:
+    if _is_wan(model) and float(model.get_model_object("model_sampling").sigma_max) > 1 + 1e-4:
         raise TTOMError(
             "The MODEL's noise levels go beyond 1, so it is not sampled as Wan is; remove the node that "
             "changes its sampling, other than ModelSamplingSD3 with a shift."
         )
 
 
-def is_wan(model: Model) -> bool:
+def _is_wan(model: Model) -> bool:
     """Whether a MODEL that TTOM knows is a Wan; else it is a CogVideoX."""
     return _KINDS[type(model.model.diffusion_model).__name__] is NativeWan
 
