@@ -26,8 +26,6 @@ it was trained with exactly that much padding.
 ## Training
 
 `{command}`, seed {seed}, torch {torch} on {machine}.
-What was trained is a narrow twin (heads of 64, text width 128) that computes the same; `demo/widen.py`
-says why and how.
 {note}
 | stage | samples seen | iterations | wall time |
 |---|---|---|---|

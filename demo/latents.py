@@ -7,9 +7,11 @@ undo it. The first latent frame is one frame, taken as standing still.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import load_file
 
 CHANNELS, STRIDE = 16, 4
 MOVING, STILL, FLAT = 3.0, 1.0, 0.1  # how much a block counts by what it shows: motion, an edge, neither
@@ -20,6 +22,11 @@ class Basis(NamedTuple):
 
     mean: torch.Tensor
     analysis: torch.Tensor
+
+
+def load_basis() -> Basis:
+    """The basis of the demo VAE: `principal_components` of 512 scenes, as it was taught."""
+    return Basis(**load_file(Path(__file__).parent / "basis.safetensors"))
 
 
 def blocks(video: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,8 @@ import numpy as np
 from ttom_core.evaluation.blobs import BACKGROUNDS, PALETTE, SHAPES
 
 SIZE, FRAMES, FPS = 64, 21, 8
+# Pixels between objects, a token of the demo model: closer ones share tokens and melt into each other.
+GAP = 8.0
 COLOURS = tuple(PALETTE)
 CATEGORIES = (
     "consistent_attribute",
@@ -177,12 +179,12 @@ class SceneSampler:
         background = self._pick(BACKGROUNDS)
         return Scene(category, caption, tuple(nouns), expect, tuple(instances), background)
 
-    def _spot(self, size: float, taken: list[Instance], gap: float = 2.0) -> np.ndarray | None:
-        """A centre [2] where an object of this size touches no other in any frame, if one is found."""
+    def _spot(self, size: float, taken: list[Instance]) -> np.ndarray | None:
+        """A centre [2] at which an object of this size keeps clear of all others in every frame, if found."""
         for _ in range(200):
             spot = self.rng.uniform(size / 2 + 1, SIZE - size / 2 - 1, 2)
             if all(
-                (abs(other.centres - spot).max(1) > (other.sizes + size) / 2 + gap).all() for other in taken
+                (abs(other.centres - spot).max(1) > (other.sizes + size) / 2 + GAP).all() for other in taken
             ):
                 return spot
         return None
@@ -231,7 +233,7 @@ class SceneSampler:
             other = self._noun(second, False, (noun,))
             for _ in range(50):
                 run = self._travel(1, second, self._size())
-                apart = abs(run.centres - mover.centres).max(1) > (run.sizes + mover.sizes) / 2 + 2
+                apart = abs(run.centres - mover.centres).max(1) > (run.sizes + mover.sizes) / 2 + GAP
                 if apart.all():
                     caption = f"a {noun} {MOVES[direction]} and a {other} {MOVES[second]}"
                     expect = {"directions": [direction, second]}
@@ -244,7 +246,7 @@ class SceneSampler:
         noun = self._noun(relation, True)
         other = self._noun("still", False, (noun,))
         sizes = [self._size(), self._size()]
-        distance = self.rng.uniform(sum(sizes) / 2 + 4, 40)
+        distance = self.rng.uniform(sum(sizes) / 2 + GAP, 40)
         offset = np.array([sx, sy]) * distance + np.array([sy, sx]) * self.rng.uniform(-4, 4)
         reach = max(sizes) / 2 + 1 + abs(offset) / 2
         middle = self.rng.uniform(reach, SIZE - reach)
@@ -344,7 +346,7 @@ class SceneSampler:
         other = self._noun("still", False, (noun,))
         sizes = [self._size() - 2, self._size() - 2]
         lane = self.rng.uniform(11, SIZE - 11)
-        touch = sum(sizes) / 2 + 3
+        touch = sum(sizes) / 2 + GAP
         if kind == "follows":
             direction = self._pick(("right", "left"))
             sign = DIRECTIONS[direction][0]
@@ -358,7 +360,7 @@ class SceneSampler:
         else:
             sides = self.rng.permutation(2)
             outer = [sizes[0] / 2 + 1, SIZE - 1 - sizes[1] / 2]
-            middle = SIZE / 2 + self.rng.uniform(-3, 3)
+            middle = SIZE / 2 + self.rng.uniform(-2, 2)
             inner = [middle - touch / 2, middle + touch / 2]
             tracks = [o + (i - o) * TIME for o, i in zip(outer, inner, strict=True)]
             if sides[0]:

@@ -15,8 +15,9 @@ import argparse
 import json
 import math
 import time
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -36,18 +37,18 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from .card import write_card
-from .latents import Basis, principal_components, project
+from .latents import Basis, load_basis, project
 from .muon import Muon
 from .scenes import FPS, FRAMES, SIZE, Scene, SceneSampler
-from .widen import head_start, match_rotary, widen_text, widen_transformer
+from .start import head_start
 
-TEXT_LENGTH, TEXT_WIDTH = 64, 128
+TEXT_LENGTH = 64
 # Of the noise levels, in training and in sampling: latents of flat shapes are strong enough a signal that
 # everything below σ = 0.8 is a local matter, learnt early and drawn in a few steps.
 SHIFT = 4.0
-LEARNING_RATE = 6e-3
+LEARNING_RATE, GO_ON_RATE = 6e-3, 0.4  # the second as a share of the first
 LATENT_NOISE = 0.1
-IMAGE_BATCH, CLIP_BATCH = 32, 12
+IMAGE_BATCH, CLIP_BATCH = 128, 32
 WORDS = """a an the and , . of on in to while beside each other stays still moves move right left up
 down from above below two three four circle circles square squares triangle triangles red green blue
 yellow purple cyan turns grows shrinks bounces around zigzags towards away follows dark light
@@ -108,25 +109,13 @@ def build_pipeline(seed: int = 0) -> WanPipeline:
         text_dim=4096,
         freq_dim=256,
         ffn_dim=512,
-        num_layers=6,
+        num_layers=7,
         cross_attn_norm=True,
         qk_norm="rms_norm_across_heads",
     )
+    head_start(transformer)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
     return WanPipeline(tokenizer, text_encoder, vae, scheduler, transformer)
-
-
-def narrow_twin(wide: WanPipeline) -> WanPipeline:
-    """The pipeline that is trained in its stead: heads of 64, text width 128, untrained weights."""
-    config = wide.text_encoder.config.to_diff_dict()
-    epsilon = wide.text_encoder.config.layer_norm_epsilon * config["d_model"] / TEXT_WIDTH
-    config |= {"d_model": TEXT_WIDTH, "layer_norm_epsilon": epsilon}
-    text_encoder = UMT5EncoderModel(UMT5Config(**config))
-    sizes = {"attention_head_dim": 64, "text_dim": TEXT_WIDTH}
-    transformer = WanTransformer3DModel.from_config(dict(wide.transformer.config) | sizes)
-    match_rotary(transformer, wide.transformer)
-    head_start(transformer)
-    return WanPipeline(wide.tokenizer, text_encoder, wide.vae, wide.scheduler, transformer)
 
 
 def clips(scenes: list[Scene], start: int = 0, frames: int = FRAMES) -> torch.Tensor:
@@ -205,15 +194,6 @@ def crops(sampler: SceneSampler, batch: int, frames: int, size: int) -> torch.Te
     return torch.cat(cut)
 
 
-def scene_basis(work: Path, seed: int) -> Basis:
-    """The latent space of the generated scenes, made once."""
-    path = work / "basis.pt"
-    if not path.exists():
-        sampler = SceneSampler(seed)
-        save(path, **principal_components(clips([sampler.sample() for _ in range(512)]))._asdict())
-    return Basis(**torch.load(path, weights_only=True))
-
-
 def train_vae(
     vae: AutoencoderKLWan,
     basis: Basis,
@@ -270,18 +250,26 @@ def lesson(sampler: SceneSampler, frames: int) -> Scene:
             return scene
 
 
+def encode_part(basis: Basis, count: int, frames: int, seed: int) -> tuple[torch.Tensor, list[str]]:
+    """Latents [count, 16, T, 16, 16] in fp16 and captions of the scenes that this seed gives."""
+    torch.set_num_threads(1)
+    sampler = SceneSampler(seed)
+    scenes = [lesson(sampler, frames) for _ in range(count)]
+    start = int(sampler.rng.integers(0, FRAMES)) if frames == 1 else 0
+    return project(clips(scenes, start, frames), basis).half(), [scene.caption for scene in scenes]
+
+
 def encode(basis: Basis, work: Path, name: str, count: int, frames: int, seed: int) -> dict:
-    """Encode `count` scenes once: latents [count, 16, T, 16, 16] in fp16 and their captions."""
+    """Encode `count` scenes once, on every core: latents [count, 16, T, 16, 16] and their captions."""
     path = work / f"{name}.pt"
     if path.exists():
         return torch.load(path, weights_only=True)
-    sampler, captions, latents = SceneSampler(seed), [], []
-    for _ in tqdm(range(0, count, 16), desc=f"encode {name}"):
-        scenes = [lesson(sampler, frames) for _ in range(16)]
-        captions += [scene.caption for scene in scenes]
-        start = int(sampler.rng.integers(0, FRAMES)) if frames == 1 else 0
-        latents.append(project(clips(scenes, start, frames), basis).half())
-    save(path, latents=torch.cat(latents), captions=captions)
+    sizes = [min(16, count - done) for done in range(0, count, 16)]
+    seeds = [seed * 1_000_003 + part for part in range(len(sizes))]
+    with ProcessPoolExecutor(torch.get_num_threads(), get_context("spawn")) as pool:
+        parts = pool.map(encode_part, repeat(basis), sizes, repeat(frames), seeds, chunksize=16)
+        latents, captions = zip(*tqdm(parts, total=len(sizes), desc=f"encode {name}"), strict=True)
+    save(path, latents=torch.cat(latents), captions=[*chain(*captions)])
     return torch.load(path, weights_only=True)
 
 
@@ -314,12 +302,17 @@ class Batch(NamedTuple):
         ]
 
 
-def gradient(pipe: WanPipeline, batch: Batch) -> tuple[float, torch.Tensor]:
+def reduced(device: torch.device, wanted: bool = True) -> torch.autocast:
+    """Matrix products in bf16: always on a GPU; on a CPU where wanted, since few have units for it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted or device.type == "cuda")
+
+
+def gradient(pipe: WanPipeline, bfloat16: bool, batch: Batch) -> tuple[float, torch.Tensor]:
     """The batch's summed squared error of v = noise − x₀, and its gradient for all weights, as one vector."""
     device = pipe.transformer.device
     latents, noise, sigma = (field.to(device) for field in batch[:3])
     s = sigma.view(-1, 1, 1, 1, 1)
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    with reduced(device, bfloat16):
         embeds = embed(pipe, batch.captions)
         velocity = pipe.transformer((1 - s) * latents + s * noise, sigma * 1000, embeds).sample
     loss = F.mse_loss(velocity.float(), noise - latents, reduction="sum")
@@ -327,16 +320,33 @@ def gradient(pipe: WanPipeline, batch: Batch) -> tuple[float, torch.Tensor]:
     return loss.item(), torch.cat([slope.flatten() for slope in slopes])
 
 
-def serve(pipe: WanPipeline, slopes: torch.Tensor, compiled: bool, connection: Connection) -> None:
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    scale: float | None = None,
+    **_: object,
+) -> torch.Tensor:
+    """torch's own [B, H, N, D], as two matrix products and a softmax for a compiler to fuse."""
+    logits = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-1, -2)
+    return (logits if attn_mask is None else logits + attn_mask).softmax(-1).to(value.dtype) @ value
+
+
+def serve(
+    pipe: WanPipeline, slopes: torch.Tensor, compiled: bool, bfloat16: bool, connection: Connection
+) -> None:
     """A worker process: take slices of batches, write their gradient into `slopes`, send their loss."""
     torch.set_num_threads(1)
+    if compiled and bfloat16:  # torch's fused kernel gains nothing from bf16
+        F.scaled_dot_product_attention = attention  # in this process alone
     pipe.transformer.condition_embedder.text_embedder.register_forward_hook(pad_text)
     for block in pipe.transformer.blocks if compiled else ():
         block.compile()
     while True:
         arrays = connection.recv()
         latents, noise, sigma = map(torch.from_numpy, arrays[:3])
-        loss, slopes[:] = gradient(pipe, Batch(latents, noise, sigma, arrays[3]))
+        loss, slopes[:] = gradient(pipe, bfloat16, Batch(latents, noise, sigma, arrays[3]))
         connection.send(loss)
 
 
@@ -347,7 +357,7 @@ class Workers:
     half as fast again as either.
     """
 
-    def __init__(self, pipe: WanPipeline, count: int, compiled: bool) -> None:
+    def __init__(self, pipe: WanPipeline, count: int, compiled: bool, bfloat16: bool) -> None:
         weights = trained(pipe).share_memory().parameters()
         self.slopes = torch.zeros(count, sum(w.numel() for w in weights)).share_memory_()
         context = get_context("spawn")
@@ -355,7 +365,7 @@ class Workers:
         bare = WanPipeline(pipe.tokenizer, pipe.text_encoder, None, None, pipe.transformer)
         for slopes in self.slopes:
             end, other = context.Pipe()
-            context.Process(target=serve, args=(bare, slopes, compiled, other), daemon=True).start()
+            context.Process(target=serve, args=(bare, slopes, compiled, bfloat16, other), daemon=True).start()
             self.ends.append(end)
 
     def gradient(self, batch: Batch) -> tuple[float, torch.Tensor]:
@@ -378,7 +388,13 @@ def settle(pipe: WanPipeline, average: dict[str, torch.Tensor]) -> None:
 
 
 def train_denoiser(
-    pipe: WanPipeline, work: Path, stages: list[tuple[dict, int, int]], seed: int, compiled: bool
+    pipe: WanPipeline,
+    work: Path,
+    stages: list[tuple[dict, int, int]],
+    seed: int,
+    rate: float = LEARNING_RATE,
+    compiled: bool = False,
+    bfloat16: bool = False,
 ) -> None:
     """Flow matching over (encoded scenes, batch, iterations) stages, with EMA weights.
 
@@ -390,10 +406,10 @@ def train_denoiser(
     ends = ("shared", "relative_attention_bias", "proj_out")  # tables of words and distances, the output
     matrices = [name for name, w in weights.items() if w.ndim == 2 and not any(end in name for end in ends)]
     optimisers = [
-        Muon([weights[name] for name in matrices], lr=LEARNING_RATE),
+        Muon([weights[name] for name in matrices], lr=rate),
         torch.optim.AdamW(
             [w for name, w in weights.items() if name not in matrices],
-            lr=LEARNING_RATE,
+            lr=rate,
             betas=(0.9, 0.98),
             weight_decay=0.0,
         ),
@@ -408,17 +424,17 @@ def train_denoiser(
             optimiser.load_state_dict(saved)
         done = state["iteration"]
     if pipe.transformer.device.type == "cpu":
-        slope = Workers(pipe, torch.get_num_threads(), compiled).gradient
+        slope = Workers(pipe, torch.get_num_threads(), compiled, bfloat16).gradient
     else:
         pipe.transformer.condition_embedder.text_embedder.register_forward_hook(pad_text)
-        slope = partial(gradient, pipe)
+        slope = partial(gradient, pipe, bfloat16)
     total = sum(iterations for _, _, iterations in stages)
     curve = Curve(work / "denoiser.jsonl")
     bar = tqdm(total=total, initial=done, desc="denoiser")
     for iteration in range(done, total):
         scenes, size, _ = stage_at(stages, iteration)
         for optimiser in optimisers:
-            optimiser.param_groups[0]["lr"] = LEARNING_RATE * cosine(iteration / total)
+            optimiser.param_groups[0]["lr"] = rate * cosine(iteration / total)
         rng = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
         picks = torch.randint(len(scenes["captions"]), (size,), generator=rng).tolist()
         latents = scenes["latents"][picks].float()
@@ -433,8 +449,9 @@ def train_denoiser(
         for weight, part in zip(weights.values(), parts, strict=True):
             weight.grad = part.view_as(weight)
         torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
-        for optimiser in optimisers:
-            optimiser.step()
+        with reduced(pipe.transformer.device, bfloat16):
+            for optimiser in optimisers:
+                optimiser.step()
         decay = min(0.999, (iteration + 1) / (iteration + 20))
         torch._foreach_lerp_(list(average.values()), [w.detach() for w in weights.values()], 1 - decay)
         curve.add(iteration, loss / latents.numel())
@@ -468,38 +485,49 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="on a CPU: a third faster, with a C++ compiler"
     )
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="on a CPU with AVX-512 BF16 or AMX: three times faster"
+    )
+    parser.add_argument("--start-from", metavar="FOLDER", help="go on from this model, keeping its VAE")
     parser.add_argument("--note", default="", help="a remark for the model card")
     options = parser.parse_args()
     pipe = build_pipeline(options.seed)
     if not options.untrained:
-        narrow = narrow_twin(pipe)
         work, device = options.work, options.device
         work.mkdir(parents=True, exist_ok=True)
-        pipe.vae.to(device)
+        basis = load_basis()
         vae_stages = [
             (1, SIZE // 2, 16, 2e-3, options.vae_image_iterations),
             # Gently: at the first stage's rate the time convolutions wreck what it learned.
             (FRAMES, SIZE // 2, 4, 5e-4, options.vae_crop_iterations),
             (FRAMES, SIZE, 2, 2e-4, options.vae_clip_iterations),
         ]
-        basis = scene_basis(work, options.seed + 5)
-        train_vae(pipe.vae, basis, work, vae_stages, device, options.seed)
+        if options.start_from:
+            start = WanPipeline.from_pretrained(options.start_from, torch_dtype=torch.float32)
+            for part in ("vae", "text_encoder", "transformer"):
+                getattr(pipe, part).load_state_dict(getattr(start, part).state_dict())
+        else:
+            train_vae(pipe.vae.to(device), basis, work, vae_stages, device, options.seed)
         images = encode(basis, work, "images", options.images, 1, options.seed + 1)
         videos = encode(basis, work, "clips", options.clips, FRAMES, options.seed + 2)
-        early = options.image_iterations // 5  # when a step matters more than a sample
         lessons = [
-            (images, IMAGE_BATCH // 2, early),
-            (images, IMAGE_BATCH, options.image_iterations - early),
+            (images, IMAGE_BATCH, options.image_iterations),
             (videos, CLIP_BATCH, options.clip_iterations),
         ]
         if options.snapshot:
             settle(
-                narrow, torch.load(work / "denoiser.pt", map_location=device, weights_only=True)["average"]
+                pipe, torch.load(work / "denoiser.pt", map_location=device, weights_only=True)["average"]
             )
         else:
-            train_denoiser(narrow.to(device), work, lessons, options.seed, options.compile)
-        widen_transformer(narrow.to("cpu").transformer, pipe.transformer)
-        widen_text(narrow.text_encoder, pipe.text_encoder)
+            train_denoiser(
+                pipe.to(device),
+                work,
+                lessons,
+                options.seed,
+                LEARNING_RATE * (GO_ON_RATE if options.start_from else 1),
+                options.compile,
+                options.bfloat16,
+            )
     assert pipe.vae.config.z_dim == 16 and SIZE % 8 == 0
     pipe.to("cpu", torch.bfloat16).save_pretrained(options.out)
     clip = {
@@ -525,10 +553,11 @@ def main() -> None:
             for name in lengths
             if getattr(options, name) != parser.get_default(name)
         ]
+        switches = [f"--{name}" for name in ("compile", "bfloat16") if getattr(options, name)]
         facts = {
             "seen": seen,
             "text": TEXT_LENGTH,
-            "command": " ".join(["python -m demo.train", *chosen, *["--compile"] * options.compile]),
+            "command": " ".join(["python -m demo.train", *chosen, *switches]),
             "note": f"\n{options.note}\n" if options.note else "",
             "seed": options.seed,
             "torch": torch.__version__,

@@ -1,10 +1,12 @@
 """The demo world: captions, truth, held-out combinations and scores that agree with what is drawn."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
 from demo.prompts import FOLDER, collect, spec
-from demo.scenes import CATEGORIES, FRAMES, SIZE, SceneSampler, held_out
+from demo.scenes import CATEGORIES, FRAMES, GAP, SIZE, SceneSampler, held_out
 from demo.train import lesson
 from ttom_core.errors import TTOMError
 from ttom_core.evaluation.evaluate import bootstrap, figures, load_prompts, markdown
@@ -44,6 +46,15 @@ def test_boxes_hold_their_objects():
         scene = sampler.sample()
         boxes = scene.boxes()
         assert boxes.min() >= 0 and (boxes[..., :2] + boxes[..., 2:]).max() <= 1
+
+
+def test_objects_keep_a_token_apart():
+    sampler = SceneSampler(13)
+    for _ in range(40):
+        scene = sampler.sample()
+        for first, second in combinations(scene.instances, 2):
+            apart = abs(first.centres - second.centres).max(1) - (first.sizes + second.sizes) / 2
+            assert apart.min() >= GAP - 1e-6, scene.caption
 
 
 def test_training_never_sees_a_held_out_noun_and_testing_always_does():
