@@ -2,15 +2,12 @@
 // takes that back, and drops a pack. Prints what was seen as one line of JSON.
 //
 //   node browser.mjs PLAYWRIGHT_CORE CHROMIUM URL SCREENSHOT MEMORY PACK
-import { createRequire } from "node:module";
 import { readFileSync } from "node:fs";
-import { CALM, faultsOf, outsideOf } from "./hand.mjs";
+import { CALM, faultsOf, launch, outsideOf } from "./hand.mjs";
 
-const [library, executablePath, url, screenshot, memory, pack] = process.argv.slice(2);
-const { chromium } = createRequire(import.meta.url)(library);
 const seen = {};
 
-const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
+const [browser, url, screenshot, memory, pack] = await launch();
 try {
   const page = await browser.newPage({ viewport: { width: 1500, height: 900 } });
   seen.faults = faultsOf(page);

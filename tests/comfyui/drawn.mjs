@@ -2,15 +2,12 @@
 // and runs it. Prints as one line of JSON what was drawn, what was queued and how that ended.
 //
 //   node drawn.mjs PLAYWRIGHT_CORE CHROMIUM URL WORKFLOW SCREENSHOT
-import { createRequire } from "node:module";
 import { readFileSync } from "node:fs";
-import { drag, open, run, scrub } from "./hand.mjs";
+import { drag, launch, open, run, scrub } from "./hand.mjs";
 
-const [library, executablePath, url, workflow, screenshot] = process.argv.slice(2);
-const { chromium } = createRequire(import.meta.url)(library);
 const seen = {};
 
-const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
+const [browser, url, workflow, screenshot] = await launch();
 try {
   const page = await browser.newPage({ viewport: { width: 1500, height: 1000 } });
   page.setDefaultTimeout(180_000);

@@ -2,15 +2,12 @@
 // what was seen as one line of JSON.
 //
 //   node editor.mjs PLAYWRIGHT_CORE CHROMIUM URL SCREENSHOTS_PREFIX (canvas|vue)
-import { createRequire } from "node:module";
-import { drag, dragTrack, faultsOf, field, run, scrub } from "./hand.mjs";
+import { drag, dragTrack, faultsOf, field, launch, run, scrub } from "./hand.mjs";
 
-const [library, executablePath, url, pictures, mode] = process.argv.slice(2);
-const { chromium } = createRequire(import.meta.url)(library);
 const NAME = "<img src=x onerror=alert(1)>";
 const seen = {};
 
-const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
+const [browser, url, pictures, mode] = await launch();
 try {
   const page = await browser.newPage({ viewport: { width: 1500, height: 1000 } });
   page.setDefaultTimeout(180_000);

@@ -2,17 +2,14 @@
 // in mid-optimisation, runs it again and looks at the video. Prints what was seen as one line of JSON.
 //
 //   node frontend.mjs PLAYWRIGHT_CORE CHROMIUM URL WORKFLOW SCREENSHOT
-import { createRequire } from "node:module";
 import { readFileSync } from "node:fs";
-import { CALM, faultsOf, outsideOf } from "./hand.mjs";
+import { CALM, faultsOf, launch, outsideOf } from "./hand.mjs";
 
-const [library, executablePath, url, workflow, screenshot] = process.argv.slice(2);
-const { chromium } = createRequire(import.meta.url)(library);
+const [browser, url, workflow, screenshot] = await launch();
 const graph = JSON.parse(readFileSync(workflow, "utf8"));
 const types = [...new Set(graph.nodes.map((node) => node.type))];
 const seen = {};
 
-const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
 try {
   const page = await browser.newPage({ viewport: { width: 1900, height: 900 } });
   seen.faults = faultsOf(page);

@@ -1,8 +1,17 @@
 // An artist's hand in a page of the frontend: opens a workflow, draws in its layout editor, runs it.
 
+import { createRequire } from "node:module";
+
 const PAD = 12; // left and right of the tracks, as in web/editor/tracks.js
 
 const OURS = /\/(extensions\/[^/]*ttom|ttom\/)/i; // the pack's files and its server's addresses
+
+// A headless browser and the script's own words, after `PLAYWRIGHT_CORE CHROMIUM` on its command line.
+export async function launch() {
+  const [library, executablePath, ...words] = process.argv.slice(2);
+  const { chromium } = createRequire(import.meta.url)(library);
+  return [await chromium.launch({ executablePath, args: ["--no-sandbox"] }), ...words];
+}
 
 // Collects what a page complains of in our files; ComfyUI's own faults are not ours.
 export function faultsOf(page) {

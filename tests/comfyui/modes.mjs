@@ -2,15 +2,12 @@
 // queued, how that ended, which kinds of nodes showed something, and faults of the pack's own.
 //
 //   node modes.mjs PLAYWRIGHT_CORE CHROMIUM URL WORKFLOW '{"TTOM_SoftMask": 2, …}' (2 muted, 4 bypassed)
-import { createRequire } from "node:module";
 import { readFileSync } from "node:fs";
-import { faultsOf, open, run } from "./hand.mjs";
+import { faultsOf, launch, open, run } from "./hand.mjs";
 
-const [library, executablePath, url, workflow, modes] = process.argv.slice(2);
-const { chromium } = createRequire(import.meta.url)(library);
 const seen = {};
 
-const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
+const [browser, url, workflow, modes] = await launch();
 try {
   const page = await browser.newPage({ viewport: { width: 1500, height: 1000 } });
   page.setDefaultTimeout(180_000);

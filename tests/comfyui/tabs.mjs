@@ -2,14 +2,10 @@
 // JSON what each tab was told: how its run ended, the moves of its bar, and the video it shows.
 //
 //   node tabs.mjs PLAYWRIGHT_CORE CHROMIUM URL WORKFLOW PROMPT PROMPT
-import { createRequire } from "node:module";
 import { readFileSync } from "node:fs";
-import { open, run } from "./hand.mjs";
+import { launch, open, run } from "./hand.mjs";
 
-const [library, executablePath, url, workflow, ...prompts] = process.argv.slice(2);
-const { chromium } = createRequire(import.meta.url)(library);
-
-const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
+const [browser, url, workflow, ...prompts] = await launch();
 try {
   const context = await browser.newContext({ viewport: { width: 1500, height: 1000 } });
   context.setDefaultTimeout(180_000);
