@@ -53,9 +53,10 @@ def write_card(folder: Path, pipe: WanPipeline, work: Path, facts: dict[str, Any
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3), layout="constrained")
-    stages = []
-    for axis, (name, seen) in zip(axes, facts.pop("seen").items(), strict=True):
+    taught, stages = facts.pop("seen"), []
+    size = (4.5 * len(taught), 3)
+    figure, axes = pyplot.subplots(1, len(taught), figsize=size, squeeze=False, layout="constrained")
+    for axis, (name, seen) in zip(axes[0], taught.items(), strict=True):
         rows = read_curve(work / f"{name}.jsonl")
         axis.plot([r["iteration"] for r in rows], [r["loss"] for r in rows])
         axis.set(title=name, xlabel="iteration", ylabel="loss", yscale="log")

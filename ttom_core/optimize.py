@@ -123,7 +123,7 @@ PRESETS: dict[str, TTOSettings] = {
         stop_loss=0.03,
     ),
     "demo": TTOSettings(
-        layers=(0, 1, 2, 3, 4, 5),
+        layers=(0, 1, 2, 3, 4, 5, 6),
         rank=8,
         alpha=8.0,
         learning_rate=3e-2,

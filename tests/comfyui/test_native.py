@@ -209,19 +209,18 @@ def test_a_patched_model_composes_in_any_sampler_and_its_other_branch_does_not(c
     np.testing.assert_array_equal(frames(comfyui, base, "base"), branch)
 
 
-SAMPLERS = ["heun", "dpm_2", "dpmpp_2m", "dpmpp_sde", "uni_pc", "dpm_fast", "lcm", "res_multistep", "er_sde"]
-
-
-def test_every_kind_of_sampler_is_optimised_once_a_step(comfyui: Any) -> None:
+def test_every_stock_sampler_is_optimised_once_a_step(comfyui: Any) -> None:
     """Some call the model twice a step, between the steps' noise levels, or at levels of their own."""
     steps = 6
+    names = comfyui.get("/object_info/KSampler")["KSampler"]["input"]["required"]["sampler_name"][0]
+    assert len(names) > 30
     graph = loaded()
-    for name in SAMPLERS:
+    for name in names:
         graph[name] = sampler(masks=["soften", 0], sampler_name=name, steps=steps)
         graph[f"{name} loss"] = node("PreviewAny", source=[name, 2])
     run = comfyui.run(graph)
     assert run.end == "success", run.error
-    for name in SAMPLERS:
+    for name in names:
         told = ast.literal_eval(run.outputs[f"{name} loss"]["text"][0])
         each = [told["step"].count(step) for step in sorted(set(told["step"]))]
         assert max(each) <= 8, name
