@@ -43,10 +43,10 @@ from .scenes import FPS, FRAMES, SIZE, Scene, SceneSampler
 from .start import head_start
 
 TEXT_LENGTH = 64
-# Of the noise levels, in sampling and in training: latents of flat shapes are strong enough a signal that
-# everything below σ = 0.8 is a local matter, learnt early and drawn in a few steps. That frames agree on what
-# is where is decided above 0.9 and learnt slowest, so half of all samples are from there.
-SHIFT, TAUGHT_SHIFT = 4.0, 8.0
+SHIFT = 4.0  # of the noise levels in sampling: below σ = 0.8 all is a local matter, drawn in a few steps
+# Mean and deviation of the taught noise levels' logits (Esser et al. 2024): half are between 0.84 and 0.96,
+# where it is decided what is where and frames come to agree on it, which is learnt slowest.
+LEVEL, SPREAD = 2.2, 1.1
 LEARNING_RATE, GO_ON_RATE = 6e-3, 0.4  # the second as a share of the first
 LATENT_NOISE = 0.1
 IMAGE_BATCH, CLIP_BATCH = 128, 32
@@ -444,7 +444,7 @@ def train_denoiser(
         captions = [scenes["captions"][p] if k else "" for p, k in zip(picks, kept, strict=True)]
         # Stratified noise levels: lower variance of the loss than independent draws.
         u = (torch.randperm(size, generator=rng) + torch.rand(size, generator=rng)) / size
-        sigma = TAUGHT_SHIFT * u / (1 + (TAUGHT_SHIFT - 1) * u)
+        sigma = torch.sigmoid(LEVEL + SPREAD * torch.special.ndtri(u))
         noise = torch.randn(latents.shape, generator=rng)
         loss, vector = slope(Batch(latents, noise, sigma, captions))
         parts = (vector / latents.numel()).split([w.numel() for w in weights.values()])
