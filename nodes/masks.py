@@ -42,6 +42,12 @@ class SoftMask(io.ComfyNode):
             outputs=[
                 MasksSocket.Output("masks", display_name="masks", tooltip="For the sampler."),
                 io.Mask.Output("mask", display_name="mask", tooltip="One mask a frame."),
+                io.Mask.Output(
+                    "each",
+                    display_name="each object",
+                    is_output_list=True,
+                    tooltip="One batch of masks an object, for nodes that are run for each.",
+                ),
             ],
         )
 
@@ -59,8 +65,9 @@ class SoftMask(io.ComfyNode):
     ) -> io.NodeOutput:
         insist_on_size(num_frames, width, height, len(layout.objects))
         masks = soft_masks(layout, (num_frames, height, width), kind, softness)
-        values = masks.values
+        values = masks.values.clamp(0, 1)
+        each = list(values)
         if phrase := phrase.strip():
             insist_on_phrase(phrase, masks.phrases)
             values = values[[masks.phrases.index(phrase)]]
-        return io.NodeOutput(LayoutMasks(layout, kind, softness), values.amax(0).clamp(0, 1))
+        return io.NodeOutput(LayoutMasks(layout, kind, softness), values.amax(0), each)

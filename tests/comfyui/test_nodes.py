@@ -54,7 +54,7 @@ SOCKETS = {
     "TTOM_LayoutToTracks": (["layout", "num_frames", "width", "height"], ["STRING"]),
     "TTOM_SoftMask": (
         ["layout", "kind", "softness", "num_frames", "width", "height", "phrase"],
-        ["TTOM_MASKS", "MASK"],
+        ["TTOM_MASKS", "MASK", "MASK"],
     ),
     "TTOM_TTOSampler": (
         [
@@ -154,6 +154,7 @@ def tto_graph() -> Graph:
         "tto": sampler(masks=["soften", 0], prompt=["plan", 1]),
         "save": node("SaveImage", images=["tto", 0], filename_prefix="tto"),
         "mask": node("MaskPreview", mask=["soften", 1]),
+        "each": node("MaskPreview", mask=["soften", 2]),
         "draw": node(
             "TTOM_LayoutPreview",
             layout=["plan", 0], images=["tto", 0], num_frames=21, width=64, height=64, fps=8.0,
@@ -234,6 +235,9 @@ def test_the_whole_story_and_its_interrupt(comfyui: Any) -> None:
     assert any("loss 0." in text for text in whole.texts)
 
     assert comfyui.frames(whole, "mask").shape == (21, 64, 64, 3)
+    circle, square = np.split(comfyui.frames(whole, "each"), 2)  # a list: the node behind it is run for each
+    np.testing.assert_array_equal(circle, comfyui.frames(whole, "mask"))
+    assert (square != circle).any()
     assert "red circle" in whole.outputs["notes"]["text"][0]
     (drawn,) = whole.outputs["draw"]["images"]
     with Image.open(io.BytesIO(comfyui.view(drawn))) as webp:
