@@ -40,7 +40,7 @@ from .card import write_card
 from .latents import Basis, load_basis, project
 from .muon import Muon
 from .scenes import FPS, FRAMES, SIZE, Scene, SceneSampler
-from .start import head_start
+from .start import head_start, words_know_their_neighbours
 
 TEXT_LENGTH = 64
 SHIFT = 4.0  # of the noise levels in sampling: below σ = 0.8 all is a local matter, drawn in a few steps
@@ -114,6 +114,7 @@ def build_pipeline(seed: int = 0) -> WanPipeline:
         cross_attn_norm=True,
         qk_norm="rms_norm_across_heads",
     )
+    words_know_their_neighbours(text_encoder)
     head_start(transformer)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
     return WanPipeline(tokenizer, text_encoder, vae, scheduler, transformer)

@@ -2,16 +2,22 @@
 
 import pytest
 import torch
+from diffusers import WanPipeline
 
 from demo.start import NEIGHBOURS
-from demo.train import attention, build_pipeline
+from demo.train import MODEL, attention, build_pipeline
 
 GRID = (3, 5, 5)
 
 
 @pytest.fixture(scope="module")
-def transformer():
-    return build_pipeline(0).transformer
+def pipeline():
+    return build_pipeline(0)
+
+
+@pytest.fixture(scope="module")
+def transformer(pipeline):
+    return pipeline.transformer
 
 
 @pytest.mark.parametrize(
@@ -56,3 +62,20 @@ def test_the_attention_that_is_compiled_for_training_is_torchs():
         torch.testing.assert_close(
             attention(query, key, value, **options), torchs(query, key, value, **options)
         )
+
+
+def words(pipe, caption):
+    tokens = pipe.tokenizer(caption, return_tensors="pt")
+    with torch.no_grad():
+        states = pipe.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state[0]
+    return dict(zip(pipe.tokenizer.convert_ids_to_tokens(tokens.input_ids[0]), states, strict=True))
+
+
+@pytest.mark.parametrize("model", ["untrained", "demo"])
+def test_a_word_knows_its_neighbours(pipeline, model):
+    """The same words in another order: a shape knows its colour, so the model can tell who is left."""
+    pipe = WanPipeline.from_pretrained(MODEL, torch_dtype=torch.float32) if model == "demo" else pipeline
+    first = words(pipe, "red triangle left green circle")
+    second = words(pipe, "green triangle left red circle")
+    for word in ("red", "green", "triangle", "circle"):
+        assert torch.cosine_similarity(first[word], second[word], 0) < 0.97, word
