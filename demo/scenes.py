@@ -1,8 +1,9 @@
 """Scenes with captions and exact ground truth: the world the demo model is taught.
 
 One generator per T2V-CompBench category. A scene is flat coloured shapes on a plain background,
-64×64 pixels, 21 frames at 8 fps. A quarter of the (colour, shape, role) combinations never appears
-in training; prompts built around those are the held-out set.
+64×64 pixels, 21 frames at 8 fps. Objects are of one size and stand, start and stop on a grid: a world
+whose pictures are few enough for a small model to learn, on few enough clips. A quarter of the (colour,
+shape, role) combinations never appears in training; prompts built around those are the held-out set.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import numpy as np
 from ttom_core.evaluation.blobs import BACKGROUNDS, PALETTE, SHAPES
 
 SIZE, FRAMES, FPS = 64, 21, 8
-# Pixels between objects, a token of the demo model: closer ones share tokens and melt into each other.
-GAP = 8.0
+# Pixels: a token of the demo model, from whose corners objects are measured and which they keep between them
+# (closer ones share tokens and melt into each other), and an object's own width and height.
+GRID, OBJECT = 8, 16
 COLOURS = tuple(PALETTE)
 CATEGORIES = (
     "consistent_attribute",
@@ -147,9 +149,9 @@ class SceneSampler:
         self.held_out = held_out
 
     def sample(self, category: str | None = None) -> Scene:
-        """Draw one scene of a category (by default any, and three times as often one lone object)."""
+        """Draw one scene of a category (by default any, or one lone object)."""
         if category is None:
-            options = (*CATEGORIES, *("single",) * 3)
+            options = (*CATEGORIES, "single")
             category = options[self.rng.integers(len(options))]
         scene = getattr(self, f"_{category}")()
         if self.rng.random() < 0.5:
@@ -172,53 +174,47 @@ class SceneSampler:
             if all(colour not in (other.colour, other.end_colour) for other in avoid):
                 return Noun(colour, shape, count)
 
-    def _size(self) -> float:
-        return float(self.rng.uniform(14, 20))
+    def _on_grid(self, low: float, high: float) -> float:
+        """A random multiple of GRID from low to high."""
+        return float(GRID * self.rng.integers(int(np.ceil(low / GRID)), int(high // GRID) + 1))
 
     def _scene(self, category, caption, nouns, expect, instances) -> Scene:
         background = self._pick(BACKGROUNDS)
         return Scene(category, caption, tuple(nouns), expect, tuple(instances), background)
 
-    def _spot(self, size: float, taken: list[Instance]) -> np.ndarray | None:
-        """A centre [2] at which an object of this size keeps clear of all others in every frame, if found."""
-        for _ in range(200):
-            spot = self.rng.uniform(size / 2 + 1, SIZE - size / 2 - 1, 2)
-            if all(
-                (abs(other.centres - spot).max(1) > (other.sizes + size) / 2 + GAP).all() for other in taken
-            ):
-                return spot
-        return None
+    def _still(self, noun: int, taken: list[Instance]) -> Instance | None:
+        """One that keeps clear of all others in every frame, if there is room."""
+        places = np.arange(OBJECT / 2, SIZE - OBJECT / 2 + 1, GRID)
+        spots = np.stack(np.meshgrid(places, places), -1).reshape(-1, 2)
+        for other in taken:
+            apart = abs(other.centres[:, None] - spots).max(2) >= (other.sizes[:, None] + OBJECT) / 2 + GRID
+            spots = spots[apart.all(0)]
+        if not len(spots):
+            return None
+        spot = spots[self.rng.integers(len(spots))]
+        return Instance(noun, np.tile(spot, (FRAMES, 1)), np.full(FRAMES, float(OBJECT)))
 
-    def _still(self, noun: int, size: float, taken: list[Instance]) -> Instance | None:
-        spot = self._spot(size, taken)
-        return None if spot is None else Instance(noun, np.tile(spot, (FRAMES, 1)), np.full(FRAMES, size))
-
-    def _travel(self, noun: int, direction: str, size: float) -> Instance:
-        """A straight run of 24 to 34 pixels at constant speed."""
+    def _travel(self, noun: int, direction: str) -> Instance:
+        """A straight run of 24 or 32 pixels at constant speed."""
         step = np.array(DIRECTIONS[direction], float)
-        length = self.rng.uniform(24, 34)
-        low, high = size / 2 + 1, SIZE - size / 2 - 1
-        start = self.rng.uniform(low, high, 2)
-        for axis in range(2):
-            if step[axis] > 0:
-                start[axis] = self.rng.uniform(low, max(low, high - length))
-            elif step[axis] < 0:
-                start[axis] = self.rng.uniform(min(high, low + length), high)
-        centres = np.clip(start + TIME[:, None] * step * length, low, high)
-        return Instance(noun, centres, np.full(FRAMES, size))
+        length = self._on_grid(24, 32)
+        low, high = np.full(2, OBJECT / 2), np.full(2, SIZE - OBJECT / 2)
+        low, high = np.where(step < 0, low + length, low), np.where(step > 0, high - length, high)
+        start = np.array([self._on_grid(*ends) for ends in zip(low, high, strict=True)])
+        return Instance(noun, start + TIME[:, None] * step * length, np.full(FRAMES, float(OBJECT)))
 
     # One generator per category -----------------------------------------------------------------
 
     def _single(self) -> Scene:
         noun = Noun(self._pick(COLOURS), self._pick(SHAPES))
-        instance = self._still(0, self._size(), [])
+        instance = self._still(0, [])
         return self._scene("single", f"a {noun}", [noun], {}, [instance])
 
     def _with_still(self, category, noun, mover, text, expect) -> Scene:
         """The mover alone, or beside an object that stays where it is."""
         if self.rng.random() < 0.5:
             other = self._noun("still", False, (noun,))
-            still = self._still(1, self._size(), [mover])
+            still = self._still(1, [mover])
             if still is not None:
                 caption = f"a {noun} {text} while a {other} stays still"
                 return self._scene(category, caption, [noun, other], expect | {"still": 1}, [mover, still])
@@ -227,14 +223,13 @@ class SceneSampler:
     def _motion(self) -> Scene:
         direction = self._pick(DIRECTIONS)
         noun = self._noun(direction, True)
-        mover = self._travel(0, direction, self._size())
+        mover = self._travel(0, direction)
         if self.rng.random() < 0.3:
             second = self._pick(DIRECTIONS)
             other = self._noun(second, False, (noun,))
             for _ in range(50):
-                run = self._travel(1, second, self._size())
-                apart = abs(run.centres - mover.centres).max(1) > (run.sizes + mover.sizes) / 2 + GAP
-                if apart.all():
+                run = self._travel(1, second)
+                if (abs(run.centres - mover.centres).max(1) >= OBJECT + GRID).all():
                     caption = f"a {noun} {MOVES[direction]} and a {other} {MOVES[second]}"
                     expect = {"directions": [direction, second]}
                     return self._scene("motion", caption, [noun, other], expect, [mover, run])
@@ -245,14 +240,14 @@ class SceneSampler:
         words, (sx, sy) = RELATIONS[relation]
         noun = self._noun(relation, True)
         other = self._noun("still", False, (noun,))
-        sizes = [self._size(), self._size()]
-        distance = self.rng.uniform(sum(sizes) / 2 + GAP, 40)
-        offset = np.array([sx, sy]) * distance + np.array([sy, sx]) * self.rng.uniform(-4, 4)
-        reach = max(sizes) / 2 + 1 + abs(offset) / 2
-        middle = self.rng.uniform(reach, SIZE - reach)
+        offset = np.array([sx, sy]) * self._on_grid(OBJECT + GRID, 40)
+        offset += np.array([abs(sy), abs(sx)]) * self._on_grid(-GRID, GRID)
+        edge = np.full(2, OBJECT / 2)
+        low, high = np.maximum(edge, edge - offset), np.minimum(SIZE - edge, SIZE - edge - offset)
+        second = np.array([self._on_grid(*ends) for ends in zip(low, high, strict=True)])
         instances = [
-            Instance(i, np.tile(middle + sign * offset / 2, (FRAMES, 1)), np.full(FRAMES, sizes[i]))
-            for i, sign in enumerate((1, -1))
+            Instance(i, np.tile(centre, (FRAMES, 1)), np.full(FRAMES, float(OBJECT)))
+            for i, centre in enumerate((second + offset, second))
         ]
         return self._scene(
             "spatial",
@@ -270,11 +265,10 @@ class SceneSampler:
                 second = self._pick(("two", "three"))
                 nouns.append(self._noun(second, False, tuple(nouns), COUNTS[second]))
             total = sum(n.count for n in nouns)
-            size = self.rng.uniform(13, 17) if total < 5 else self.rng.uniform(12, 14)
             instances: list[Instance] = []
             for index, noun in enumerate(nouns):
                 for _ in range(noun.count):
-                    instance = self._still(index, size, instances)
+                    instance = self._still(index, instances)
                     if instance is not None:
                         instances.append(instance)
             if len(instances) == total:
@@ -289,7 +283,7 @@ class SceneSampler:
                 nouns.append(self._noun("pair", False, tuple(nouns)))
             instances: list[Instance] = []
             for index in range(len(nouns)):
-                instance = self._still(index, self._size(), instances)
+                instance = self._still(index, instances)
                 if instance is not None:
                     instances.append(instance)
             if len(instances) == len(nouns):
@@ -300,19 +294,19 @@ class SceneSampler:
     def _dynamic_attribute(self) -> Scene:
         change = self._pick(CHANGES)
         noun = self._noun(change, True)
-        small, large = self.rng.uniform(9, 12), self.rng.uniform(22, 27)
-        sizes = {"grows": (small, large), "shrinks": (large, small)}.get(change, (self._size(),) * 2)
+        small, large = 10, OBJECT + GRID
+        sizes = {"grows": (small, large), "shrinks": (large, small)}.get(change, (OBJECT, OBJECT))
         text = change
         if change == "turns":
             colour = self._pick(c for c in COLOURS if c != noun.colour)
             noun = Noun(noun.colour, noun.shape, end_colour=colour)
             text = f"turns {colour}"
-        spot = self.rng.uniform(max(sizes) / 2 + 1, SIZE - max(sizes) / 2 - 1, 2)
+        spot = np.array([self._on_grid(max(sizes) / 2, SIZE - max(sizes) / 2) for _ in range(2)])
         changing = Instance(0, np.tile(spot, (FRAMES, 1)), sizes[0] + (sizes[1] - sizes[0]) * TIME)
         caption, nouns, instances = f"a {noun} {text}", [noun], [changing]
         if self.rng.random() < 0.4:
             other = self._noun("still", False, (noun,))
-            still = self._still(1, self._size(), [changing])
+            still = self._still(1, [changing])
             if still is not None:
                 caption += f" beside a {other}"
                 nouns.append(other)
@@ -322,55 +316,45 @@ class SceneSampler:
     def _action(self) -> Scene:
         action = self._pick(ACTIONS)
         noun = self._noun(action, True)
-        size = self._size() - 2
-        low, high = size / 2 + 1, SIZE - size / 2 - 1
+        low, high = OBJECT / 2, SIZE - OBJECT / 2
         if action == "bounces":
-            x, floor = self.rng.uniform(low, high), self.rng.uniform(high - 8, high)
-            height = self.rng.uniform(14, 20)
-            centres = np.stack([np.full(FRAMES, x), floor - height * abs(np.sin(2 * np.pi * TIME))], 1)
+            x, floor = self._on_grid(low, high), self._on_grid(high - GRID, high)
+            centres = np.stack([np.full(FRAMES, x), floor - 2 * GRID * abs(np.sin(2 * np.pi * TIME))], 1)
         elif action == "circles":
-            radius = self.rng.uniform(11, 16)
-            middle = self.rng.uniform(low + radius, high - radius, 2)
+            middle = np.array([self._on_grid(low + 2 * GRID, high - 2 * GRID) for _ in range(2)])
             angle = 2 * np.pi * TIME - np.pi / 2
-            centres = middle + radius * np.stack([np.cos(angle), np.sin(angle)], 1)
+            centres = middle + 2 * GRID * np.stack([np.cos(angle), np.sin(angle)], 1)
         else:
-            y = self.rng.uniform(low + 8, high - 8)
+            y = self._on_grid(low + GRID, high - GRID)
             across = low + (high - low) * TIME
-            centres = np.stack([across, y + 8 * (2 / np.pi) * np.arcsin(np.sin(4 * np.pi * TIME))], 1)
-        mover = Instance(0, centres, np.full(FRAMES, size))
+            centres = np.stack([across, y + GRID * (2 / np.pi) * np.arcsin(np.sin(4 * np.pi * TIME))], 1)
+        mover = Instance(0, centres, np.full(FRAMES, float(OBJECT)))
         return self._with_still("action", noun, mover, ACTIONS[action], {"action": action})
 
     def _interaction(self) -> Scene:
         kind = self._pick((*MEETINGS, "follows"))
         noun = self._noun(kind, True)
         other = self._noun("still", False, (noun,))
-        sizes = [self._size() - 2, self._size() - 2]
-        lane = self.rng.uniform(11, SIZE - 11)
-        touch = sum(sizes) / 2 + GAP
+        low, high, touch = OBJECT / 2, SIZE - OBJECT / 2, OBJECT + GRID
+        lane = self._on_grid(low, high)
         if kind == "follows":
             direction = self._pick(("right", "left"))
-            sign = DIRECTIONS[direction][0]
-            length = SIZE - 2 - touch - sum(sizes) / 2
-            back = sizes[0] / 2 + 1 + length * TIME
+            back = low + (high - low - touch) * TIME
             tracks = [back, back + touch]
-            if sign < 0:
+            if DIRECTIONS[direction][0] < 0:
                 tracks = [SIZE - t for t in tracks]
             caption = f"a {noun} follows a {other} to the {direction}"
             expect = {"interaction": kind, "direction": direction}
         else:
-            sides = self.rng.permutation(2)
-            outer = [sizes[0] / 2 + 1, SIZE - 1 - sizes[1] / 2]
-            middle = SIZE / 2 + self.rng.uniform(-2, 2)
-            inner = [middle - touch / 2, middle + touch / 2]
-            tracks = [o + (i - o) * TIME for o, i in zip(outer, inner, strict=True)]
-            if sides[0]:
+            tracks = [low + ((SIZE - touch) / 2 - low) * TIME, high + ((SIZE + touch) / 2 - high) * TIME]
+            if self.rng.random() < 0.5:
                 tracks = [SIZE - t for t in tracks]
             if kind == "away":
                 tracks = [t[::-1] for t in tracks]
             caption = f"a {noun} and a {other} {MEETINGS[kind]}"
             expect = {"interaction": kind}
         instances = [
-            Instance(i, np.stack([t, np.full(FRAMES, lane)], 1), np.full(FRAMES, sizes[i]))
+            Instance(i, np.stack([t, np.full(FRAMES, lane)], 1), np.full(FRAMES, float(OBJECT)))
             for i, t in enumerate(tracks)
         ]
         return self._scene("interaction", caption, [noun, other], expect, instances)

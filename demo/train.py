@@ -245,10 +245,10 @@ def train_vae(
 
 
 def lesson(sampler: SceneSampler, frames: int) -> Scene:
-    """A scene to learn from: three of four that stand still are left to the single frames."""
+    """A scene to learn from: half of those that stand still are left to the single frames."""
     while True:
         scene = sampler.sample()
-        if frames == 1 or scene.moves or sampler.rng.random() < 0.25:
+        if frames == 1 or scene.moves or sampler.rng.random() < 0.5:
             return scene
 
 

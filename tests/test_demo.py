@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from demo.prompts import FOLDER, collect, spec
-from demo.scenes import CATEGORIES, FRAMES, GAP, SIZE, SceneSampler, held_out
+from demo.scenes import CATEGORIES, FRAMES, GRID, SIZE, SceneSampler, held_out
 from demo.train import lesson
 from ttom_core.errors import TTOMError
 from ttom_core.evaluation.evaluate import bootstrap, figures, load_prompts, markdown
@@ -20,7 +20,8 @@ def test_truth_scores_full_marks(category):
         scene = sampler.sample(category)
         result = score(scene.render(), spec(scene))
         assert result.composition == pytest.approx(1.0), scene.caption
-        assert result.presence > 0.7, scene.caption
+        # Half-way between two colours an object may have none of the palette's.
+        assert result.presence > (0.5 if scene.expect.get("change") == "turns" else 0.7), scene.caption
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
@@ -54,7 +55,7 @@ def test_objects_keep_a_token_apart():
         scene = sampler.sample()
         for first, second in combinations(scene.instances, 2):
             apart = abs(first.centres - second.centres).max(1) - (first.sizes + second.sizes) / 2
-            assert apart.min() >= GAP - 1e-6, scene.caption
+            assert apart.min() >= GRID - 1e-6, scene.caption
 
 
 def test_training_never_sees_a_held_out_noun_and_testing_always_does():
@@ -72,7 +73,7 @@ def test_training_never_sees_a_held_out_noun_and_testing_always_does():
 def test_clips_to_learn_from_mostly_move_and_single_frames_may_stand_still():
     assert all(SceneSampler(10).sample(category).moves for category in ("motion", "action", "interaction"))
     assert not any(SceneSampler(11).sample(category).moves for category in ("single", "spatial", "numeracy"))
-    for frames, low, high in ((FRAMES, 0.6, 0.85), (1, 0.3, 0.5)):
+    for frames, low, high in ((FRAMES, 0.55, 0.8), (1, 0.4, 0.62)):
         sampler = SceneSampler(12)
         assert low < np.mean([lesson(sampler, frames).moves for _ in range(200)]) < high
 
