@@ -22,11 +22,14 @@ def orthogonalize(gradients: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised per matrix; the learning rate is AdamW's (update RMS 0.2).
 
+    Without the decay, weights grow until an update is nothing beside them, and the norms behind them hide it.
     Matrices of one shape are iterated together: three times faster on four cores.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+    def __init__(
+        self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95, decay: float = 0.1
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "decay": decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -43,4 +46,5 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_lerp_(momenta, list(slopes), 1 - group["momentum"])
                 updates = orthogonalize(slopes.lerp(torch.stack(momenta), group["momentum"]))
                 rate = group["lr"] * 0.2 * max(shape) ** 0.5
+                torch._foreach_mul_(matrices, 1 - group["lr"] * group["decay"])
                 torch._foreach_add_(matrices, list(updates), alpha=-rate)
