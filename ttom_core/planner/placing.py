@@ -19,7 +19,7 @@ CANVAS: Region = (0.0, 0.0, 1.0, 1.0)
 SIZES = ((2, 0.28), (4, 0.24), (6, 0.2), (9, 0.18), (99, 0.15))  # box side by number of objects
 TRAVEL, SLANTED, RADIUS, JUMP, WAVE = 0.5, 0.42, 0.22, 0.42, 0.125
 SMALL, LARGE = 0.16, 0.4  # growing goes from one to the other
-GAP, FLOOR, EDGE, JITTER = 0.12, 0.05, 0.01, 0.04
+GAP, FLOOR, EDGE, JITTER = 0.07, 0.05, 0.01, 0.04
 
 
 @dataclass
