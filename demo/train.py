@@ -20,7 +20,7 @@ from functools import partial
 from itertools import chain, pairwise, repeat
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -414,17 +414,13 @@ def train_denoiser(
         name for name, w in weights.items() if w.ndim == 2 and name not in text and "proj_out" not in name
     ]
     rest = [name for name in weights if name not in text and name not in matrices]
+    groups: list[dict[str, Any]] = [
+        {"params": [weights[name] for name in rest]},
+        {"params": [weights[name] for name in text], "share": TEXT_RATE},
+    ]
     optimisers = [
         Muon([weights[name] for name in matrices], lr=rate),
-        torch.optim.AdamW(
-            [
-                {"params": [weights[name] for name in rest]},
-                {"params": [weights[name] for name in text], "share": TEXT_RATE},
-            ],
-            lr=rate,
-            betas=(0.9, 0.98),
-            weight_decay=0.0,
-        ),
+        torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     average = {name: w.detach().clone() for name, w in weights.items()}
     checkpoint, done = work / "denoiser.pt", 0
