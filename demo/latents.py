@@ -25,7 +25,7 @@ class Basis(NamedTuple):
 
 
 def load_basis() -> Basis:
-    """The basis of the demo VAE: `principal_components` of 512 scenes, as it was taught."""
+    """The basis the demo VAE was taught: `principal_components` of 512 scenes of an earlier, freer world."""
     return Basis(**load_file(Path(__file__).parent / "basis.safetensors"))
 
 

@@ -307,7 +307,7 @@ class Batch(NamedTuple):
         ]
 
 
-def reduced(device: torch.device, wanted: bool = True) -> torch.autocast:
+def reduced(device: torch.device, wanted: bool) -> torch.autocast:
     """Matrix products in bf16: always on a GPU; on a CPU where wanted, since few have units for it."""
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted or device.type == "cuda")
 
