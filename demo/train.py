@@ -248,10 +248,11 @@ def train_vae(
 
 
 def lesson(sampler: SceneSampler, frames: int) -> Scene:
-    """A scene to learn from: half of those that stand still are left to the single frames."""
+    """A scene to learn from: half of those where several stand still are left to the single frames."""
     while True:
         scene = sampler.sample()
-        if frames == 1 or scene.moves or sampler.rng.random() < 0.5:
+        alone = scene.category == "single"
+        if frames == 1 or scene.moves or alone or sampler.rng.random() < 0.5:
             return scene
 
 

@@ -51,7 +51,7 @@ def test_an_artist_runs_cancels_and_runs_it_again(
     assert seen["dialogs"] == []  # the frontend's words about missing nodes, or anything else
     assert sorted(seen["nodes"]) == sorted(n["type"] for n in json.loads(path.read_text())["nodes"])
 
-    assert seen["cancelled"]["end"] == "execution_interrupted"
+    assert seen["cancelled"]["end"] == "execution_interrupted", seen["cancelled"]["message"]
     assert 1 <= len(seen["cancelled"]["bar"]) <= CANCELLED_AT + 3
     last = seen["cancelled"]["texts"][-1]
     assert "optimising" in last or "moving the latents" in last
