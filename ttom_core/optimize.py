@@ -126,7 +126,7 @@ PRESETS: dict[str, TTOSettings] = {
         layers=(0, 1, 2, 3, 4, 5, 6),
         rank=8,
         alpha=8.0,
-        learning_rate=1.5e-2,
+        learning_rate=6e-3,
         sigma_end=0.85,
         adapter_until_sigma=0.85,
         stop_loss=0.03,
@@ -158,8 +158,8 @@ PRESETS |= {
             ),
         },
         "best": {
-            "iterations": 3,
-            "stop_loss": 0.15,
+            "learning_rate": 4e-3,
+            "stop_loss": 0.1,
             "latents": LatentSettings(step_size=0.012, sigma_end=0.91, max_change=0.1),
         },
     }.items()
