@@ -512,7 +512,9 @@ def _evaluate(options: argparse.Namespace) -> None:
             "methods": {name: use.model_dump(mode="json") if use else None for name, use in methods.items()},
         }
         limit = "" if options.limit is None else f" --limit {options.limit}"
-        command = f"ttom evaluate --seed {options.seed} --steps {options.steps}{limit}"
+        command = (
+            f"ttom evaluate --preset {options.preset} --seed {options.seed} --steps {options.steps}{limit}"
+        )
         write_result(options.result, command, options.seed, table, settings)
 
 
