@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 # What pip installs as torch. On Linux, PyPI's build carries CUDA (gigabytes); the CPU build is:
 #   make demo TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch
-PROMPT ?= a red circle moves to the right while a blue square stays still
+PROMPT ?= a red circle moves up and a blue square moves to the right
 OUTPUT ?= outputs/demo
 WORKERS ?=
 
