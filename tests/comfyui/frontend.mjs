@@ -59,6 +59,11 @@ try {
     return { ...result, end, message: detail?.exception_message ?? "" };
   }, cancelAt);
 
+  // Another workflow may have had this very sampler: what ComfyUI remembers of it would leave nothing to cancel.
+  await page.evaluate(() => window.app.api.fetchApi("/free", {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ free_memory: true }),
+  }));
+  await page.waitForTimeout(1000);
   seen.cancelled = await run(3);
   seen.whole = await run(-1);
 
