@@ -127,7 +127,7 @@ class MemoryRead(io.ComfyNode):
                 LayoutSocket.Input("layout"),
                 io.String.Input("prompt", multiline=True, default=""),
                 io.Combo.Input(
-                    "preset", options=list(PRESETS), default="demo", tooltip="The sampler's own preset."
+                    "preset", options=list(PRESETS), default="best", tooltip="The sampler's own preset."
                 ),
                 io.Float.Input(
                     "threshold",

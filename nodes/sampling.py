@@ -142,10 +142,10 @@ class TTOSampler(io.ComfyNode):
                 io.Combo.Input(
                     "preset",
                     options=list(PRESETS),
-                    default="demo",
-                    tooltip="The settings of the optimisation: tuned for the demo model, as the "
-                    "paper states them, or as the authors' code has them; lvd, latent and noise move the "
-                    "latents instead, best does both.",
+                    default="best",
+                    tooltip="The settings of the optimisation. best and demo are tuned for the demo model: "
+                    "demo learns an adapter alone, best moves the latents too; lvd, latent and noise move "
+                    "them instead. paper and released are what the paper and its authors' code have.",
                 ),
                 *sampling_inputs(),
                 *starting_inputs(),

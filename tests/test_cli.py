@@ -37,7 +37,7 @@ def test_generate_writes_everything_needed_to_see_and_to_remake_it(folder, tmp_p
         *("settings.json", "adapter.safetensors"),
     }
     record = json.loads((out / "settings.json").read_text())
-    assert record["tto"] == PRESETS["demo"].model_copy(update={"iterations": 1}).model_dump(mode="json")
+    assert record["tto"] == PRESETS["best"].model_copy(update={"iterations": 1}).model_dump(mode="json")
     assert record["prompt"] == PROMPT and record["seed"] == 0
 
 

@@ -162,8 +162,9 @@ def _sampling(parser: argparse.ArgumentParser) -> None:
     add_model(parser, DEMO / "model")
     parser.add_argument(
         "--preset",
-        default="demo",
-        help="demo, paper, released, best, or the rivals lvd, latent and noise (default: demo)",
+        default="best",
+        help="best, demo (the adapter alone), paper, released, or the rivals lvd, latent and noise "
+        "(default: best)",
     )
     parser.add_argument(
         "--set",

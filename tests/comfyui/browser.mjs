@@ -17,7 +17,8 @@ try {
   await page.waitForTimeout(CALM);
   const own = new Set(outside);
 
-  await page.locator(".ttom-memory-tab-button").click({ timeout: 60_000 });
+  // A class in older frontends, a test id in newer ones.
+  await page.locator(".ttom-memory-tab-button, [data-testid=ttom-memory-tab-button]").click({ timeout: 60_000 });
   const panel = page.locator(".ttom-browser");
   await panel.waitFor({ state: "visible", timeout: 60_000 });
   await panel.locator(`option[value="${memory}"]`).waitFor({ state: "attached", timeout: 60_000 });
