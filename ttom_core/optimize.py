@@ -126,7 +126,9 @@ PRESETS: dict[str, TTOSettings] = {
         layers=(0, 1, 2, 3, 4, 5, 6),
         rank=8,
         alpha=8.0,
-        learning_rate=6e-3,
+        learning_rate=1e-2,
+        weight_decay=5.0,  # without it, and with moments kept, what the base model had right was distorted
+        reset_optimizer=True,
         sigma_end=0.85,
         adapter_until_sigma=0.85,
         stop_loss=0.03,
@@ -159,6 +161,7 @@ PRESETS |= {
         },
         "best": {
             "learning_rate": 4e-3,
+            "reset_optimizer": False,
             "stop_loss": 0.1,
             "latents": LatentSettings(step_size=0.012, sigma_end=0.91, max_change=0.1),
         },
