@@ -37,7 +37,7 @@ def write_result(
     """Write {command, commit, machine, seed, settings, figures} as JSON, whole or not at all."""
     result = {
         "command": command,
-        "commit": _commit(),
+        "commit": commit_of(Path(__file__).resolve().parents[2]),
         "machine": _machine(),
         "seed": seed,
         **({"settings": settings} if settings else {}),
@@ -73,14 +73,22 @@ def insist_on_more(path: Path, count: int, steps: int, variants: Collection[str]
         )
 
 
-def _commit() -> str:
-    """The commit of the code that ran, marked when it was changed since; "unknown" outside a clone."""
-    root = Path(__file__).resolve().parents[2]
+def commit_of(root: Path) -> str:
+    """The commit of the code in a clone, marked when it was changed since; "unknown" outside a clone.
+
+    Other results do not count: a command that writes several would mark all but its first.
+    """
+
+    def git(*words: str) -> str:
+        run = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
+        return run.stdout.strip()
+
     try:
-        run = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty"]
-        return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
+        commit = git("describe", "--always", "--abbrev=12")
+        changed = git("status", "--porcelain", "-uno", "--", ".", ":(exclude)benchmarks/results")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return f"{commit}-dirty" if changed else commit
 
 
 def _machine() -> str:
