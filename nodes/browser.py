@@ -35,6 +35,7 @@ def add_routes() -> None:
     for action in (_pin, _delete, _undo, _export, _take_in):
         path = f"{ROOT}/{{name}}/{action.__name__.strip('_').replace('_', '-')}"
         routes.post(path)(_answering(action))
+    routes.get(ROOT + "/{name}/export")(_answering(_export))  # a file dragged out of a page is got by address
 
 
 async def _memories(request: web.Request) -> Any:
@@ -70,7 +71,10 @@ async def _undo(request: web.Request) -> Any:
 async def _export(request: web.Request) -> web.Response:
     from ..ttom_core.memory.pack import export_pack
 
-    asked = await _asked(request)
+    if request.method == "POST":
+        asked = await _asked(request)
+    else:
+        asked = {"ids": request.query.getall("id", []), "licence": request.query.get("licence")}
     ids, licence = _ids(asked.get("ids")), asked.get("licence")
     insist_on_licence(licence)
 

@@ -11,7 +11,10 @@ app.registerExtension({
     link.rel = "stylesheet";
     link.href = new URL("./browser/browser.css", import.meta.url).href;
     document.head.append(link);
-    const browser = new MemoryBrowser((path, options) => app.api.fetchApi(`/ttom/memories${path}`, options));
+    const browser = new MemoryBrowser(
+      (path, options) => app.api.fetchApi(`/ttom/memories${path}`, options),
+      (path) => new URL(app.api.apiURL(`/ttom/memories${path}`), location.href).href,
+    );
     app.api.addEventListener("execution_success", () => {
       if (browser.element.isConnected) browser.refresh();
     });

@@ -59,6 +59,13 @@ try {
   ]);
   seen.exported = [download.suggestedFilename(), readFileSync(await download.path()).subarray(0, 2).toString()];
 
+  seen.dragged = await rows.first().evaluate(async (row) => {
+    const transfer = new DataTransfer();
+    row.dispatchEvent(new DragEvent("dragstart", { dataTransfer: transfer }));
+    const [, type, name, address] = /^(.*?):(.*?):(.*)$/.exec(transfer.getData("DownloadURL"));
+    return [type, name, (await (await fetch(address)).text()).slice(0, 2)];
+  });
+
   const bytes = readFileSync(pack).toString("base64");
   const transfer = await page.evaluateHandle((bytes) => {
     const file = new File([Uint8Array.from(atob(bytes), (c) => c.charCodeAt(0))], "given.ttompack");

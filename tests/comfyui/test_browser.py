@@ -90,6 +90,8 @@ def test_a_pack_goes_out_and_comes_in_elsewhere(comfyui: Any, memory: str) -> No
     ids = [e["id"] for e in listed(comfyui, memory)][:2]
     status, pack = ask(comfyui, f"{memory}/export", {"ids": ids, "licence": "CC0-1.0"})
     assert status == 200 and isinstance(pack, bytes)
+    assert ask(comfyui, f"{memory}/export?id={ids[0]}&id={ids[1]}&licence=CC0-1.0")[0] == 200
+    assert "ids" in ask(comfyui, f"{memory}/export?id=../{ids[0]}&licence=CC0-1.0")[1]["error"]
     elsewhere = f"{memory}%20again"
     status, told = ask(comfyui, f"{elsewhere}/take-in", pack, "application/octet-stream")
     assert status == 200, told
@@ -121,6 +123,7 @@ def test_the_sidebar_is_used_with_the_mouse(
     assert seen["warning"] == "None of these was ever found by a prompt."
     assert seen["searched"] == [PROMPTS[1]]
     assert seen["exported"] == [f"{name}.ttompack", "PK"]
+    assert seen["dragged"] == ["application/octet-stream", "a dog b runs b to the left.ttompack", "PK"]
     assert seen["notice"] == "Taken in: 1 (MIT)."
 
 

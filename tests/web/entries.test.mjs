@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { ORDERS, SHOWN, chosen, learnt, size, takenIn, used, warnings } from "../../web/lib/entries.js";
+import { ORDERS, SHOWN, chosen, learnt, packName, size, takenIn, used, warnings } from "../../web/lib/entries.js";
 
 const entry = (id, values = {}) => ({
   id, prompt: id, created: 1, uses: 0, pinned: false, missing: false, loss_first: null, loss_last: null, ...values,
@@ -47,4 +47,10 @@ test("a pack that was taken in is accounted for", () => {
   const told = { taken: ["x"], same: 2, conflicting: 1, licence: "CC0-1.0" };
   assert.equal(takenIn(told), "Taken in: 1 (CC0-1.0); 2 were here already; 1 differ from yours, which stay.");
   assert.equal(takenIn({ taken: [], same: 0, conflicting: 0, licence: "MIT" }), "Taken in: 0 (MIT).");
+});
+
+test("a file is named by the prompt's words alone", () => {
+  assert.equal(packName({ prompt: "a red circle: ../../<b>up</b>\n" }), "a red circle b up b.ttompack");
+  assert.equal(packName({ prompt: "./:\\" }), "entry.ttompack");
+  assert.equal(packName({ prompt: "é ".repeat(200) }).length, 59 + ".ttompack".length);
 });

@@ -3,15 +3,15 @@
 
 import { button, element, icon, penFor } from "../editor/elements.js";
 import { COLOURS } from "../lib/drawing.js";
-import { ORDERS, SHOWN, chosen, learnt, size, takenIn, used, warnings } from "../lib/entries.js";
+import { ORDERS, SHOWN, chosen, learnt, packName, size, takenIn, used, warnings } from "../lib/entries.js";
 import { boxAt, parseLayout } from "../lib/layout.js";
 
 const WAITS = 250; // milliseconds after a key in the search
 
 export class MemoryBrowser {
-  // ask(path, options): a Response of the pack's routes
-  constructor(ask) {
-    this.ask = ask;
+  // ask(path, options): a Response of the pack's routes; address(path): where one is, for the desktop
+  constructor(ask, address) {
+    Object.assign(this, { ask, address });
     this.entries = [];
     this.memory = "";
     this.select = (options, act, label) =>
@@ -43,7 +43,7 @@ export class MemoryBrowser {
         "div", { class: "ttom-row" }, element("span", { class: "ttom-quiet" }, "Share these under"), this.licence,
         button("upstream", "Export what is shown as a pack", () => this.exportPack()),
       ),
-      element("p", { class: "ttom-quiet" }, "Drop a .ttompack here to take it in."),
+      element("p", { class: "ttom-quiet" }, "Drop a .ttompack here to take it in; drag an entry to your desktop to give it away."),
     );
   }
 
@@ -85,7 +85,10 @@ export class MemoryBrowser {
     pin.setAttribute("aria-pressed", entry.pinned);
     return element(
       "li",
-      { class: entry.missing ? "ttom-entry ttom-lost" : "ttom-entry", data: { id: entry.id }, title: entry.model },
+      {
+        class: entry.missing ? "ttom-entry ttom-lost" : "ttom-entry", data: { id: entry.id }, title: entry.model,
+        draggable: true, on: { dragstart: (event) => this.draggedOut(event, entry) },
+      },
       preview(entry.layout),
       element(
         "div", { class: "ttom-said" }, element("div", {}, entry.prompt),
@@ -111,6 +114,14 @@ export class MemoryBrowser {
     const link = element("a", { href: URL.createObjectURL(await answer.blob()), download: `${this.memory}.ttompack` });
     link.click();
     URL.revokeObjectURL(link.href);
+  }
+
+  // The browser gets the file from there where it is let go; one that does not know DownloadURL does nothing.
+  draggedOut(event, entry) {
+    const query = new URLSearchParams({ id: entry.id, licence: this.licence.value.trim() });
+    const address = this.address(`/${encodeURIComponent(this.memory)}/export?${query}`);
+    event.dataTransfer.setData("DownloadURL", `application/octet-stream:${packName(entry)}:${address}`);
+    event.dataTransfer.effectAllowed = "copy";
   }
 
   async dropped(event) {

@@ -40,6 +40,12 @@ export function warnings(entries) {
   return said;
 }
 
+// The file that an entry becomes on a desktop: a prompt is somebody else's text, a name has letters only.
+export function packName({ prompt }) {
+  const words = prompt.match(/[\p{L}\p{N}]+/gu) ?? ["entry"];
+  return `${words.join(" ").slice(0, 60).trim()}.ttompack`;
+}
+
 // What is said after a pack was dropped.
 export function takenIn({ taken, same, conflicting, licence }) {
   const rest = [same && `${same} were here already`, conflicting && `${conflicting} differ from yours, which stay`];
