@@ -98,6 +98,7 @@ VARIANTS: dict[str, Variant] = {
     "wrong_direction": Variant(memory=200, source="mirrored"),
     "random_only": Variant(iterations=0, memory=200, source="random"),
     "random": Variant(memory=200, source="random"),
+    "random_quarter": Variant(iterations=ITERATIONS // 4, memory=200, source="random"),
 }
 
 
@@ -107,6 +108,9 @@ PAIRS = (
     ("memory_tto", "tto"),
     ("memory_tto_half", "tto"),
     ("memory_tto_half", "tto_half"),
+    ("memory_tto_quarter", "tto"),
+    ("memory_tto_quarter", "tto_quarter"),
+    ("memory_tto_quarter", "random_quarter"),
     ("memory_only", "base"),
     ("memory_tto", "memory_only"),
     ("memory_only", "memory_only_top10"),
