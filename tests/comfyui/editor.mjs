@@ -5,7 +5,9 @@
 import { drag, dragTrack, faultsOf, field, launch, run, scrub } from "./hand.mjs";
 
 const NAME = "<img src=x onerror=alert(1)>";
+const VUE_NODES = "Comfy.VueNodes.Enabled"; // the server keeps it, so it is put back for whoever comes next
 const seen = {};
+let before;
 
 const [browser, url, pictures, mode] = await launch();
 try {
@@ -23,6 +25,7 @@ try {
     const vue = await page.evaluate(() => window.LiteGraph.vueNodesMode === true);
     // Earlier frontends had but a preview of it, which goes on showing nodes that are gone.
     if (!vue || Number(version.split(".")[1]) < 30) {
+      await setVueNodes(page, before);
       console.log(JSON.stringify({ skipped: `frontend ${version} has no Nodes 2.0` }));
       await browser.close();
       process.exit(0);
@@ -122,6 +125,7 @@ try {
   await upstream.click();
   seen.taken = await layout(page);
   await picture(page, "taken");
+  await setVueNodes(page, before);
 } finally {
   await browser.close();
 }
@@ -131,7 +135,12 @@ async function open(page) {
   await page.goto(url);
   await page.waitForFunction(() => window.app?.graph && window.LiteGraph?.registered_node_types?.TTOM_LayoutEditor);
   await page.waitForTimeout(1000);
-  await page.evaluate((vue) => window.app.extensionManager.setting.set("Comfy.VueNodes.Enabled", vue), mode === "vue");
+  before ??= await page.evaluate((name) => window.app.extensionManager.setting.get(name), VUE_NODES);
+  await setVueNodes(page, mode === "vue");
+}
+
+async function setVueNodes(page, on) {
+  await page.evaluate(([name, on]) => window.app.extensionManager.setting.set(name, on), [VUE_NODES, Boolean(on)]);
   await page.waitForTimeout(500);
 }
 
