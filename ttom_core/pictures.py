@@ -172,9 +172,12 @@ def loss_chart(
     axes = figure.add_subplot()
     axes.plot(range(len(losses)), losses, marker=".", color="#0072B2")
     starts = [] if steps is None else [i for i in range(len(losses)) if i == 0 or steps[i - 1] != steps[i]]
-    for place, index in enumerate(starts):
+    room = len(losses) / 10  # labels nearer than that would run into each other
+    labelled = -room
+    for index in starts:
         axes.axvline(index, color="0.8", zorder=0)
-        if sigmas and place % -(-len(starts) // 10) == 0:  # more labels than ten would run into each other
+        if sigmas and index - labelled >= room:
+            labelled = index
             axes.text(index, 1.01, f"σ {sigmas[index]:.2f}", transform=axes.get_xaxis_transform(), fontsize=7)
     axes.set(xlabel="iteration", ylabel="alignment loss")
     axes.set_ylim(bottom=0)
