@@ -2,7 +2,6 @@
 
     python benchmarks/memory_quality.py                # 105 held-out prompts, every variant
     python benchmarks/memory_quality.py --limit 28 --only base tto memory_only memory_tto
-    python benchmarks/memory_quality.py --kind shifts  # of shifts of the noise: memory_shifts.json
 
 A memory is built from the 200 prompts of demo/prompts/memory.json, each optimised from scratch; it is the
 one that `python -m demo.memories` makes. Then every held-out prompt is made by every variant at the same
@@ -15,9 +14,6 @@ minute by all; on two cores twice that. Resumable: a solved prompt is an entry o
 in rows.jsonl, which benchmarks/evidence.py and ablations.py share. `--only` says what is made now; the
 result tells of all variants that have their clips of the present model, settings and code, and replaces one
 that tells of more only with --force. Writes results/memory_quality.json.
-
-A memory of shifts of the noise (`python -m demo.shifts`, 17 minutes on four cores) is this project's own and
-has a table of its own, results/memory_shifts.json, with TTO alone beside it.
 """
 
 from __future__ import annotations
@@ -32,7 +28,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from demo import shifts
 from demo.memories import fill, folder_of, memory_prompts
 from ttom_core.adapter import Adapter
 from ttom_core.errors import TTOMError
@@ -52,7 +47,6 @@ from ttom_core.fusion import fuse
 from ttom_core.memory.embedding import PipelineEmbedder
 from ttom_core.memory.recall import Scene, insert, recall, scene_of
 from ttom_core.memory.store import MemoryStore
-from ttom_core.noise import is_shift, shifted
 from ttom_core.optimize import PRESETS, TTOSettings
 from ttom_core.planner import plan
 
@@ -62,7 +56,7 @@ STEPS = 20
 ITERATIONS = PRESETS["demo"].iterations
 SIZES = (50, 100, 150, 200)
 # The code that decides a row beside what every clip depends on and what the memory holds.
-READING = ("fusion", "memory/index", "memory/recall", "memory/store", "noise")
+READING = ("fusion", "memory/index", "memory/recall", "memory/store")
 MIRROR = {"left": "right", "right": "left", "up": "down", "down": "up", "above": "below", "below": "above"}
 
 
@@ -74,13 +68,7 @@ class Variant:
     memory: int = 0
     top_k: int = 5
     source: str = "own"  # own, mirrored or random
-    kind: str = "adapters"  # what its entries are: or shifts of the noise
     until: float | None = None  # adapter_until_sigma, where it is not the preset's
-
-    @property
-    def store(self) -> str:
-        """The folder's name of its memory among those of its kind."""
-        return "shifts" if self.kind == "shifts" else f"of_{self.memory}"
 
     @property
     def settings(self) -> TTOSettings | None:
@@ -111,15 +99,6 @@ VARIANTS: dict[str, Variant] = {
     "random_only": Variant(iterations=0, memory=200, source="random"),
     "random": Variant(memory=200, source="random"),
     "random_quarter": Variant(iterations=ITERATIONS // 4, memory=200, source="random"),
-    "shift_only": Variant(iterations=0, memory=200, kind="shifts"),
-    "shift_tto": Variant(memory=200, kind="shifts"),
-    "shift_tto_half": Variant(iterations=ITERATIONS // 2, memory=200, kind="shifts"),
-    "shift_tto_quarter": Variant(iterations=ITERATIONS // 4, memory=200, kind="shifts"),
-    "shift_random_only": Variant(iterations=0, memory=200, source="random", kind="shifts"),
-    "shift_random_quarter": Variant(iterations=ITERATIONS // 4, memory=200, source="random", kind="shifts"),
-    "shift_wrong_direction_quarter": Variant(
-        iterations=ITERATIONS // 4, memory=200, source="mirrored", kind="shifts"
-    ),
 }
 
 
@@ -140,29 +119,16 @@ PAIRS = (
     ("random_only", "base"),
     ("random", "tto"),
     ("memory_tto", "random"),
-    ("shift_only", "base"),
-    ("shift_random_only", "base"),
-    ("shift_tto", "tto"),
-    ("shift_tto_half", "tto"),
-    ("shift_tto_half", "tto_half"),
-    ("shift_tto_quarter", "tto"),
-    ("shift_tto_quarter", "tto_quarter"),
-    ("shift_tto_quarter", "shift_random_quarter"),
-    ("shift_random_quarter", "tto_quarter"),
 )
-RESULTS = {"adapters": "memory_quality.json", "shifts": "memory_shifts.json"}
 # What the wrong direction stands beside, on the prompts that have one.
-DIRECTED = {
-    "adapters": ("base", "tto", "memory_only", "memory_tto"),
-    "shifts": ("base", "tto", "tto_quarter", "shift_only", "shift_tto_quarter"),
-}
+DIRECTED = ("base", "tto", "memory_only", "memory_tto")
 
 
 # The clips ----------------------------------------------------------------------------------------
 
 
 class Job(NamedTuple):
-    """A clip of a variant; stores: the folder of its kind of memory."""
+    """A clip of a variant; stores: the folder of the memories of every size."""
 
     clip: Clip
     variant: Variant
@@ -192,41 +158,33 @@ def _store(folder: str) -> MemoryStore:
 
 def _start(
     backbone: Any, variant: Variant, prompt: str, seed: int, stores: str
-) -> tuple[Adapter | None, Adapter | None, int]:
-    """The adapter and the shift of the noise that a variant starts from, and of how many entries they are."""
+) -> tuple[Adapter | None, int]:
+    """The adapter that a variant starts from, and of how many entries it is."""
     if not variant.memory:
-        return None, None, 0
-    store = _store(f"{stores}/{variant.store}")
+        return None, 0
+    store = _store(f"{stores}/of_{variant.memory}")
     rank = PRESETS["demo"].rank
     if variant.source == "random":
-        count = 1 if variant.kind == "shifts" else variant.top_k  # a scene has one shift
-        chosen = random.Random(seed).sample(list(store.entries()), count)
-        fused = fuse([store.load(entry) for entry in chosen], rank=rank)
-        return (None, fused, count) if is_shift(fused) else (fused, None, count)
+        chosen = random.Random(seed).sample(list(store.entries()), variant.top_k)
+        return fuse([store.load(entry) for entry in chosen], rank=rank), len(chosen)
     text = prompt if variant.source == "own" else mirrored(prompt)
     assert text is not None, "a prompt without a direction has no mirrored scene"
     scene = scene_of(text, plan(text), PipelineEmbedder(backbone.pipeline))
     known = recall(store, scene, backbone.fingerprint, top_k=variant.top_k, rank=rank)
-    return known.adapter, known.shift, len(known.found)
+    return known.adapter, len(known.hits)
 
 
 def make(backbone: Any, job: Job) -> Row:
     """One clip of one variant, scored, in a worker; its seconds are with those of the reading."""
     clip, variant, stores = job
     begun = time.perf_counter()
-    adapter, shift, entries = _start(backbone, variant, clip.spec["prompt"], clip.seed, stores)
+    adapter, entries = _start(backbone, variant, clip.spec["prompt"], clip.seed, stores)
     reading = time.perf_counter() - begun
-    with shifted(backbone, shift):
-        row = make_clip(backbone, clip, adapter)
+    row = make_clip(backbone, clip, adapter)
     return {**row, "seconds": row["seconds"] + reading, "entries": entries}
 
 
-def variants_of(kind: str) -> dict[str, Variant]:
-    """The variants of a table: those of this kind of memory, and what stands beside them without one."""
-    return {name: variant for name, variant in VARIANTS.items() if not variant.memory or variant.kind == kind}
-
-
-def jobs_of(prompts: list[dict[str, Any]], stores: Path, kind: str) -> dict[str, dict[int, Job]]:
+def jobs_of(prompts: list[dict[str, Any]], stores: Path) -> dict[str, dict[int, Job]]:
     """The clips of every variant by the prompt's number; the mirrored ones where there is a direction."""
     return {
         name: {
@@ -234,23 +192,12 @@ def jobs_of(prompts: list[dict[str, Any]], stores: Path, kind: str) -> dict[str,
             for index, spec in enumerate(prompts)
             if variant.source != "mirrored" or mirrored(spec["prompt"])
         }
-        for name, variant in variants_of(kind).items()
+        for name, variant in VARIANTS.items()
     }
 
 
-def stores_of(work: Path, model: str, kind: str) -> Path:
-    """The folder of the stores of this kind of memory."""
-    return folder_of(work, model) if kind == "adapters" else shifts.folder_of(work, model).parent
-
-
-def build(work: Path, model: str, workers: int | None, kind: str) -> None:
-    """The memories of a kind: shifts, or adapters of prompts of every number.
-
-    Those are filled in the prompts' order, which decides between entries that tie.
-    """
-    if kind == "shifts":
-        shifts.fill(work, model, workers)
-        return
+def build(work: Path, model: str, workers: int | None) -> None:
+    """The memories of every size, filled in the prompts' order, which decides between entries that tie."""
     solved = fill(work, model, workers)
     with MemoryStore(solved, read_only=True) as store:
         entries = {entry.prompt: entry for entry in store.entries()}
@@ -276,45 +223,39 @@ def table_of(rows: dict[str, dict[int, Row]]) -> dict[str, dict[str, Any]]:
         where = [index for index, row in rows[name].items() if row["entries"]]
         beside = {
             f"{other}_where_directed": [rows[other][index] for index in where]
-            for other in DIRECTED[VARIANTS[name].kind]
+            for other in DIRECTED
             if other in rows
         }
         if where:
             own = {name: [rows[name][index] for index in where]}
             pairs = [(name, other) for other in beside]
             table |= figures(own | beside, pairs, by_category=False)
-    for name in {"memory_tto", "shift_tto_quarter"} & whole.keys():
-        hits = [row["entries"] > 0 for row in whole[name]]
+    if "memory_tto" in whole:
+        hits = [row["entries"] > 0 for row in whole["memory_tto"]]
         table["prompts_with_a_hit"] = estimate(hits, "share")
     return table
 
 
 def run(options: argparse.Namespace) -> None:
     identity = identity_of(backbone_of(options.model))
-    stores = stores_of(options.work, options.model, options.kind)
-    chosen = [*variants_of(options.kind)] if options.only is None else options.only
-    if unknown := set(chosen) - variants_of(options.kind).keys():
-        raise TTOMError(
-            f"The table of {options.kind} has no {', '.join(sorted(unknown))}; choose among "
-            f"{', '.join(variants_of(options.kind))}."
-        )
+    stores = folder_of(options.work, options.model)
     prompts = load_prompts(HELD_OUT, options.limit)
     jobs = {
         name: {index: (job.key(identity), job) for index, job in found.items()}
-        for name, found in jobs_of(prompts, stores, options.kind).items()
+        for name, found in jobs_of(prompts, stores).items()
     }
     path, known = options.out / "rows.jsonl", read_rows(options.out / "rows.jsonl")
     # A key knows the model, the settings and the code, so what is there belongs beside what is made now.
     told = [
         name
         for name, found in jobs.items()
-        if found and (name in chosen or all(key in known for key, _ in found.values()))
+        if found and (name in options.only or all(key in known for key, _ in found.values()))
     ]
-    result = options.results / RESULTS[options.kind]
+    result = options.results / "memory_quality.json"
     if not options.force:
         insist_on_more(result, len(prompts), STEPS, told)
-    if any(VARIANTS[name].memory for name in chosen):
-        build(options.work, options.model, options.workers, options.kind)
+    if any(VARIANTS[name].memory for name in options.only):
+        build(options.work, options.model, options.workers)
     wanted = {key: job for name in told for key, job in jobs[name].values()}
     with progress("held-out clips") as on_row:
         rows = rows_of(make, wanted, options.model, path, workers=options.workers, on_row=on_row)
@@ -323,9 +264,8 @@ def run(options: argparse.Namespace) -> None:
         raise TTOMError("No memory was read for any of these prompts; raise --limit, or add to --only.")
     for name, value in table.items():
         print(f"{name:60} {value['value']:8.3f}  ({value['low']:.3f} to {value['high']:.3f}, n {value['n']})")
-    kind = "" if options.kind == "adapters" else f" --kind {options.kind}"
-    command = f"python benchmarks/memory_quality.py{kind} --limit {options.limit}"
-    if len(told) < len(jobs):
+    command = f"python benchmarks/memory_quality.py --limit {options.limit}"
+    if len(told) < len(VARIANTS):
         command += f" --only {' '.join(told)}"
     facts = {
         "prompts": "held_out",
@@ -342,13 +282,14 @@ def run(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "demo" / "model"))
-    parser.add_argument("--kind", choices=RESULTS, default="adapters", help="of the memory's entries")
     parser.add_argument("--limit", type=int, default=105, help="held-out prompts (default 105)")
     parser.add_argument(
         "--only",
         nargs="+",
+        choices=VARIANTS,
+        default=list(VARIANTS),
         metavar="NAME",
-        help=f"the variants to make now, by default all of the kind: {', '.join(VARIANTS)}",
+        help=f"the variants to make now: {', '.join(VARIANTS)}",
     )
     parser.add_argument("--workers", type=int, help="processes of one thread each (default: the cores)")
     parser.add_argument("--out", type=Path, default=Path("outputs/evidence"), help="of the rows")

@@ -186,7 +186,6 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "memory": store_table,
     "planning": planning_table,
     "memory_quality": methods_table,
-    "memory_shifts": methods_table,
 }
 
 

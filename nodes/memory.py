@@ -183,9 +183,7 @@ class MemoryRead(io.ComfyNode):
             rank=settings.rank,
             modules=model.adapter_modules(settings.layers, settings.scope).keys(),
         )
-        lines = [f"{_line(hit.entry)}: {printable(hit.why)}" for hit in known.found]
-        if known.shift and isinstance(backbone, compat.Model):
-            lines.append("Shifts of the noise are left out: the sampler of a stock MODEL has its own noise.")
+        lines = [f"{_line(hit.entry)}: {printable(hit.why)}" for hit in known.hits]
         return _told("\n".join([*lines, *known.skipped]) or "Nothing is known of this scene yet.", known)
 
 

@@ -10,7 +10,6 @@ from comfy_api.latest import io
 
 from ..ttom_core.backbones import load
 from ..ttom_core.generate import generate
-from ..ttom_core.noise import shifted
 from ..ttom_core.optimize import PRESETS, TTOSettings
 from ..ttom_core.probe import chosen_layers
 from . import host
@@ -188,8 +187,7 @@ class TTOSampler(io.ComfyNode):
             settings = sampler_settings(preset, masks, optimise)
             if layers.strip():
                 settings = with_layers(settings, layers, backbone.fingerprint)
-        known = recall if settings else None
-        with torch.inference_mode(False), shifted(backbone, known.shift if known else None):
+        with torch.inference_mode(False):
             made = generate(
                 backbone,
                 prompt,
@@ -202,7 +200,7 @@ class TTOSampler(io.ComfyNode):
                 height=height,
                 width=width,
                 negative_prompt=negative_prompt,
-                adapter=known.adapter if known else None,
+                adapter=recall.adapter if recall and settings else None,
                 on_progress=host.progress_on(cls.hidden.unique_id),
                 keep_maps=keep_maps,
             )

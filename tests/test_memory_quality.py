@@ -37,8 +37,8 @@ def row(index, entries=5):
     return {"category": "motion", "seed": index, "seconds": 1.0, "entries": entries, **qualities}
 
 
-def jobs(stores="stores", kind="adapters"):
-    return QUALITY["jobs_of"](HELD_OUT, Path(stores), kind)
+def jobs(stores="stores"):
+    return QUALITY["jobs_of"](HELD_OUT, Path(stores))
 
 
 def test_every_claim_about_memory_has_its_figure():
@@ -63,24 +63,6 @@ def test_the_wrong_direction_is_compared_where_a_memory_of_it_was_read():
     assert (gain["value"], gain["n"]) == (0, len(directed) - 1)
 
 
-def test_each_kind_of_memory_has_a_table_with_tto_alone_beside_it(run, tmp_path):
-    for kind, own in (("adapters", "memory_tto"), ("shifts", "shift_tto_quarter")):
-        names = QUALITY["variants_of"](kind)
-        assert {"base", "tto", "tto_half", "tto_quarter", own} <= names.keys()
-        assert {variant.kind for variant in names.values() if variant.memory} == {kind}
-    where = ["--model", "one", "--out", str(tmp_path), "--results", str(tmp_path), "--limit", "14"]
-    assert QUALITY["main"]([*where, "--kind", "shifts"]) == 0
-    table = json.loads((tmp_path / "memory_shifts.json").read_text())
-    assert "--kind shifts" in table["command"] and "composition_of_shift_only_over_base" in table["figures"]
-    assert not (tmp_path / "memory_quality.json").exists()
-
-
-def test_a_variant_of_another_table_is_refused(run, tmp_path, capsys):
-    where = ["--model", "one", "--out", str(tmp_path), "--results", str(tmp_path)]
-    assert QUALITY["main"]([*where, "--only", "shift_tto"]) == 2
-    assert "no shift_tto; choose among base" in capsys.readouterr().err
-
-
 def test_clips_without_a_memory_are_those_of_every_other_table():
     found = jobs()
     for name, settings in (("base", None), ("tto", PRESETS["demo"])):
@@ -88,10 +70,7 @@ def test_clips_without_a_memory_are_those_of_every_other_table():
 
 
 def test_a_clip_from_memory_knows_everything_that_decides_it():
-    kinds = QUALITY["RESULTS"]
-    found, other = (
-        {name: job for kind in kinds for name, job in jobs(stores, kind).items()} for stores in "ab"
-    )
+    found, other = jobs(), jobs("other")
     with_memory = [name for name, variant in VARIANTS.items() if variant.memory]
     index = next(iter(found["wrong_direction"]))  # which every variant has
     keys = {name: found[name][index].key("model") for name in VARIANTS}
@@ -116,7 +95,7 @@ def run(tmp_path, monkeypatch):
         return {key: known[key] for key in wanted}
 
     monkeypatch.setitem(INSIDE, "backbone_of", lambda model: SimpleNamespace(video_fingerprint=model))
-    monkeypatch.setitem(INSIDE, "stores_of", lambda work, model, kind: work / model)
+    monkeypatch.setitem(INSIDE, "folder_of", lambda work, model: work / model)
     monkeypatch.setitem(INSIDE, "build", lambda *_: None)
     monkeypatch.setitem(INSIDE, "rows_of", rows_of)
 
@@ -137,9 +116,7 @@ def test_a_part_joins_the_others_of_the_same_model_settings_and_code(run):
     assert both.made == 7 and "composition_of_memory_tto_over_tto" in both.figures
     assert both.command.endswith("--limit 7 --only base tto memory_tto")
     whole = run()
-    assert [*whole.settings["variants"]] == [*QUALITY["variants_of"]("adapters")] and whole.command.endswith(
-        "--limit 7"
-    )
+    assert [*whole.settings["variants"]] == [*VARIANTS] and whole.command.endswith("--limit 7")
 
 
 def test_a_part_never_replaces_a_result_that_tells_of_more(run, capsys):
@@ -160,7 +137,7 @@ def test_a_part_never_replaces_a_result_that_tells_of_more(run, capsys):
 def test_nothing_is_written_of_prompts_that_have_no_mirrored_scene(tmp_path, monkeypatch, capsys):
     assert not QUALITY["mirrored"](HELD_OUT[0]["prompt"])
     monkeypatch.setitem(INSIDE, "backbone_of", lambda model: SimpleNamespace(video_fingerprint=model))
-    monkeypatch.setitem(INSIDE, "stores_of", lambda work, model, kind: work / model)
+    monkeypatch.setitem(INSIDE, "folder_of", lambda work, model: work / model)
     monkeypatch.setitem(INSIDE, "build", lambda *_: None)
     where = ["--out", str(tmp_path), "--results", str(tmp_path)]
     assert QUALITY["main"]([*where, "--limit", "1", "--only", "wrong_direction"]) == 2
@@ -187,7 +164,7 @@ def test_a_memory_is_filled_copied_in_order_and_read_in_every_way(backbone, tmp_
     monkeypatch.setitem(INSIDE, "fill", lambda *_: solved)
     monkeypatch.setitem(INSIDE, "memory_prompts", lambda: texts)
     for _ in range(2):  # the second finds everything there
-        QUALITY["build"](tmp_path, "", 1, "adapters")
+        QUALITY["build"](tmp_path, "", 1)
     stores = str(solved.parent)
     with MemoryStore(f"{stores}/of_200", read_only=True) as store:
         assert [entry.prompt for entry in store.entries()] == texts
@@ -197,13 +174,13 @@ def test_a_memory_is_filled_copied_in_order_and_read_in_every_way(backbone, tmp_
         return QUALITY["_start"](backbone, variant, prompt, 0, stores)
 
     known = {source: start(source) for source in ("own", "mirrored", "random")}
-    assert [entries for *_, entries in known.values()] == [1, 1, 2]
+    assert [entries for _, entries in known.values()] == [1, 1, 2]
     with MemoryStore(solved, read_only=True) as store:
         values = {entry.prompt: store.load(entry) for entry in store.entries()}
     for source, text in (("own", texts[1]), ("mirrored", texts[0])):
         assert same(known[source][0], values[text]) and not same(known[source][0], values[texts[2]])
     assert same(known["random"][0], start("random")[0])
-    assert start("own", "three green triangles") == (None, None, 0)
+    assert start("own", "three green triangles") == (None, 0)
 
 
 def same(first, second):

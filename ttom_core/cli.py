@@ -393,7 +393,7 @@ def _generate(options: argparse.Namespace) -> None:
     with _memory(options, backbone) as memory:
         base = None if options.no_base else run("base", generate)
         made = run("TTOM", generate_with_memory, layout, settings, *memory, keep_maps=True)
-    for hit in made.recall.found if made.recall else ():
+    for hit in made.recall.hits if made.recall else ():
         print(f"from memory {hit.entry.id[:8]}: {hit.why}")
     if made.change:
         print(f"memory: {made.change}")

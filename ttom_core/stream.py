@@ -17,7 +17,6 @@ from .errors import TTOMError
 from .generate import Generation, generate
 from .layout import Layout
 from .memory.recall import Memory, MemorySettings, Recall, learn, recall, scene_of
-from .noise import shifted
 from .optimize import TTOSettings
 from .planner import plan
 
@@ -63,8 +62,7 @@ def generate_with_memory(
     )
     if use.mode == "read":
         settings = settings.model_copy(update={"iterations": 0, "latents": None})
-    with shifted(backbone, known.shift):
-        made = generate(backbone, prompt, layout, settings, adapter=known.adapter, **sampling)
+    made = generate(backbone, prompt, layout, settings, adapter=known.adapter, **sampling)
     change = ""
     if use.mode == "learn":
         assert made.adapter is not None and made.trace is not None
@@ -138,7 +136,7 @@ def stream(
             row = Row(
                 index,
                 prompt,
-                len(known.found) if known else 0,
+                len(known.hits) if known else 0,
                 known.similarity if known else None,
                 trace.first_loss if trace else None,
                 trace.last_loss if trace else None,

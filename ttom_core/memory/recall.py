@@ -1,8 +1,7 @@
 """A memory at work: what is known of a scene starts its optimisation, and what was learnt is kept.
 
 A store finds adapters by key and embedding; here prompts and layouts become those, what is found becomes
-one adapter and one shift of the noise, and the end of an optimisation becomes an insertion or an update
-(TTOM 3.3).
+one adapter, and the end of an optimisation becomes an insertion or an update (TTOM 3.3).
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..adapter import Adapter
 from ..fusion import fuse
 from ..layout import Layout
-from ..noise import is_shift
 from .embedding import Embedder
 from .key import SceneKey, scene_key
 from .store import Hit, MemoryEntry, MemoryStore
@@ -58,21 +56,14 @@ class Recall:
     """What a memory knows of a scene: what was found, and that fused."""
 
     scene: Scene
-    hits: tuple[Hit, ...]  # adapters, which the optimisation starts from
+    hits: tuple[Hit, ...]
     adapter: Adapter | None  # None without hits
     skipped: tuple[str, ...]  # a sentence for each entry that was found and could not be used
-    shift_hits: tuple[Hit, ...] = ()
-    shift: Adapter | None = None  # of the initial noise (`noise.shifted`); None without shift_hits
-
-    @property
-    def found(self) -> tuple[Hit, ...]:
-        """All that is used, the best first."""
-        return tuple(sorted(self.hits + self.shift_hits, key=lambda hit: -hit.similarity))
 
     @property
     def similarity(self) -> float | None:
         """The best hit's."""
-        return self.found[0].similarity if self.found else None
+        return self.hits[0].similarity if self.hits else None
 
 
 class Memory(NamedTuple):
@@ -98,7 +89,7 @@ def recall(
     rank: int | None = None,
     modules: Collection[str] | None = None,
 ) -> Recall:
-    """Read a scene; the hits' adapters are averaged exactly and cut to `rank`, as are shifts of the noise.
+    """Read a scene; the hits' adapters are averaged exactly and cut to `rank`.
 
     Entries whose adapters sit elsewhere than on `modules` (made with other layers or another scope)
     cannot be averaged with the others and are left out, each with a sentence.
@@ -112,23 +103,16 @@ def recall(
         top_k=top_k,
     )
     hits, adapters, skipped = [], [], []
-    shift_hits, shifts = [], []
     for hit in found:
-        # Another copy's fingerprint, if the store gives it.
-        adapter = replace(store.load(hit.entry), fingerprint=fingerprint)
-        if is_shift(adapter):
-            shift_hits.append(hit)
-            shifts.append(adapter)
-            continue
+        adapter = store.load(hit.entry)
         if modules is not None and adapter.weights.keys() != set(modules):
             name = hit.entry.id[:8]
             skipped.append(f"Memory entry {name} was made with other layers or another scope.")
             continue
         hits.append(hit)
-        adapters.append(adapter)
+        adapters.append(replace(adapter, fingerprint=fingerprint))  # another copy's, if the store gives it
     fused = fuse(adapters, rank=rank) if adapters else None
-    shift = fuse(shifts, rank=shifts[0].rank) if shifts else None
-    return Recall(scene, tuple(hits), fused, tuple(skipped), tuple(shift_hits), shift)
+    return Recall(scene, tuple(hits), fused, tuple(skipped))
 
 
 def insert(store: MemoryStore, scene: Scene, adapter: Adapter, **facts: Any) -> MemoryEntry:
