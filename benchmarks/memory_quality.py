@@ -3,17 +3,18 @@
     python benchmarks/memory_quality.py                # 105 held-out prompts, every variant
     python benchmarks/memory_quality.py --limit 28 --only base tto memory_only memory_tto
 
-A memory is built from the 200 prompts of demo/prompts/memory.json, each optimised from scratch; it is the
-one that `python -m demo.memories` makes. Then every held-out prompt is made by every variant at the same
-seed and scored: the base model, TTO alone, the memory read without optimising, and the memory as the start
-of the optimisation, with its size, the number of fused entries and the iterations varied. Controls: entries
-of the mirrored scene (the wrong direction) and random entries.
+Two memories are built from the 200 prompts of demo/prompts/memory.json: an adapter a scene, consolidated over
+many clips (`python -m demo.memories`), and the paper's, an adapter a prompt, optimised from scratch and
+averaged when read. Then every held-out prompt is made by every variant at the same seed and scored: the base
+model, TTO alone, the memory read without optimising, and the memory as the start of the optimisation, with
+the iterations varied, and the paper's memory's size and number of fused entries too. Controls: the adapter of
+the mirrored scene (the wrong direction) and random ones.
 
-On four cores the memory takes about 17 minutes, once, and then a prompt 13 s by the four variants above, a
-minute by all; on two cores twice that. Resumable: a solved prompt is an entry of the store, a clip is a line
-in rows.jsonl, which benchmarks/evidence.py and ablations.py share. `--only` says what is made now; the
-result tells of all variants that have their clips of the present model, settings and code, and replaces one
-that tells of more only with --force. Writes results/memory_quality.json.
+On four cores the scenes take about 35 minutes, once, the solved prompts 17, and then a prompt 13 s by the
+first four variants, a minute by all; on two cores twice that. Resumable: a scene or a solved prompt is an
+entry of a store, a clip is a line in rows.jsonl, which benchmarks/evidence.py and ablations.py share.
+`--only` says what is made now; the result tells of all variants that have their clips of the present model,
+settings and code, and replaces one that tells of more only with --force. Writes results/memory_quality.json.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from demo.memories import fill, folder_of, memory_prompts
+from demo.memories import fill_scenes, fill_solved, memory_specs, scenes_folder, solved_folder
 from ttom_core.adapter import Adapter
 from ttom_core.errors import TTOMError
 from ttom_core.evaluation.evaluate import Clip, estimate, figures, load_prompts, make_clip
@@ -62,10 +63,11 @@ MIRROR = {"left": "right", "right": "left", "up": "down", "down": "up", "above":
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to make a clip. memory: entries it was built from, 0 for none; source: whose entries."""
+    """One way to make a clip. source: whose entries of which memory; size: the prompts it was built from."""
 
     iterations: int = ITERATIONS  # 0 does not optimise
-    memory: int = 0
+    memory: str = ""  # scenes, solved or none
+    size: int = 200
     top_k: int = 5
     source: str = "own"  # own, mirrored or random
     until: float | None = None  # adapter_until_sigma, where it is not the preset's
@@ -84,21 +86,24 @@ VARIANTS: dict[str, Variant] = {
     "tto": Variant(),
     "tto_half": Variant(iterations=ITERATIONS // 2),
     "tto_quarter": Variant(iterations=ITERATIONS // 4),
-    "memory_only": Variant(iterations=0, memory=200),
-    "memory_only_top1": Variant(iterations=0, memory=200, top_k=1),
-    "memory_only_top10": Variant(iterations=0, memory=200, top_k=10),
-    "memory_only_long": Variant(iterations=0, memory=200, until=0.5),
-    "memory_tto": Variant(memory=200),
-    "memory_tto_half": Variant(iterations=ITERATIONS // 2, memory=200),
-    "memory_tto_quarter": Variant(iterations=ITERATIONS // 4, memory=200),
-    "memory_tto_top1": Variant(memory=200, top_k=1),
-    "memory_tto_top10": Variant(memory=200, top_k=10),
-    **{f"memory_tto_of_{size}": Variant(memory=size) for size in SIZES[:-1]},
-    "wrong_direction_only": Variant(iterations=0, memory=200, source="mirrored"),
-    "wrong_direction": Variant(memory=200, source="mirrored"),
-    "random_only": Variant(iterations=0, memory=200, source="random"),
-    "random": Variant(memory=200, source="random"),
-    "random_quarter": Variant(iterations=ITERATIONS // 4, memory=200, source="random"),
+    "memory_only": Variant(iterations=0, memory="scenes"),
+    "memory_only_long": Variant(iterations=0, memory="scenes", until=0.5),
+    "memory_tto": Variant(memory="scenes"),
+    "memory_tto_half": Variant(iterations=ITERATIONS // 2, memory="scenes"),
+    "memory_tto_quarter": Variant(iterations=ITERATIONS // 4, memory="scenes"),
+    "wrong_direction_only": Variant(iterations=0, memory="scenes", source="mirrored"),
+    "wrong_direction": Variant(memory="scenes", source="mirrored"),
+    "random_only": Variant(iterations=0, memory="scenes", top_k=1, source="random"),
+    "random": Variant(memory="scenes", top_k=1, source="random"),
+    "random_quarter": Variant(iterations=ITERATIONS // 4, memory="scenes", top_k=1, source="random"),
+    "solved_only": Variant(iterations=0, memory="solved"),
+    "solved_only_top1": Variant(iterations=0, memory="solved", top_k=1),
+    "solved_only_top10": Variant(iterations=0, memory="solved", top_k=10),
+    "solved_tto": Variant(memory="solved"),
+    "solved_tto_half": Variant(iterations=ITERATIONS // 2, memory="solved"),
+    "solved_tto_top1": Variant(memory="solved", top_k=1),
+    "solved_tto_top10": Variant(memory="solved", top_k=10),
+    **{f"solved_tto_of_{size}": Variant(memory="solved", size=size) for size in SIZES[:-1]},
 }
 
 
@@ -112,13 +117,22 @@ PAIRS = (
     ("memory_tto_quarter", "tto_quarter"),
     ("memory_tto_quarter", "random_quarter"),
     ("memory_only", "base"),
+    ("memory_only", "tto"),
+    ("memory_only", "random_only"),
     ("memory_tto", "memory_only"),
-    ("memory_only", "memory_only_top10"),
-    ("memory_tto", "memory_tto_top10"),
-    *(("memory_tto", f"memory_tto_of_{size}") for size in SIZES[:-1]),
     ("random_only", "base"),
     ("random", "tto"),
     ("memory_tto", "random"),
+    ("solved_only", "base"),
+    ("solved_tto", "tto"),
+    ("solved_tto_half", "tto"),
+    ("solved_tto_half", "tto_half"),
+    ("memory_only", "solved_only"),
+    ("memory_tto", "solved_tto"),
+    ("solved_tto", "solved_only"),
+    ("solved_only", "solved_only_top10"),
+    ("solved_tto", "solved_tto_top10"),
+    *(("solved_tto", f"solved_tto_of_{size}") for size in SIZES[:-1]),
 )
 # What the wrong direction stands beside, on the prompts that have one.
 DIRECTED = ("base", "tto", "memory_only", "memory_tto")
@@ -128,18 +142,18 @@ DIRECTED = ("base", "tto", "memory_only", "memory_tto")
 
 
 class Job(NamedTuple):
-    """A clip of a variant; stores: the folder of the memories of every size."""
+    """A clip of a variant, and the store that it reads."""
 
     clip: Clip
     variant: Variant
-    stores: str
+    store: str
 
     def key(self, model: str) -> str:
         """What decides the row: without a memory what any method's clip depends on, so that it is shared."""
         key = self.clip.key(model)
         if not self.variant.memory:
             return key
-        return digest([key, asdict(self.variant), Path(self.stores).name, _code(*READING)])
+        return digest([key, asdict(self.variant), Path(self.store).parent.name, _code(*READING)])
 
 
 _code = cache(code_of)
@@ -157,12 +171,12 @@ def _store(folder: str) -> MemoryStore:
 
 
 def _start(
-    backbone: Any, variant: Variant, prompt: str, seed: int, stores: str
+    backbone: Any, variant: Variant, prompt: str, seed: int, folder: str
 ) -> tuple[Adapter | None, int]:
     """The adapter that a variant starts from, and of how many entries it is."""
     if not variant.memory:
         return None, 0
-    store = _store(f"{stores}/of_{variant.memory}")
+    store = _store(folder)
     rank = PRESETS["demo"].rank
     if variant.source == "random":
         chosen = random.Random(seed).sample(list(store.entries()), variant.top_k)
@@ -176,19 +190,23 @@ def _start(
 
 def make(backbone: Any, job: Job) -> Row:
     """One clip of one variant, scored, in a worker; its seconds are with those of the reading."""
-    clip, variant, stores = job
+    clip, variant, folder = job
     begun = time.perf_counter()
-    adapter, entries = _start(backbone, variant, clip.spec["prompt"], clip.seed, stores)
+    adapter, entries = _start(backbone, variant, clip.spec["prompt"], clip.seed, folder)
     reading = time.perf_counter() - begun
     row = make_clip(backbone, clip, adapter)
     return {**row, "seconds": row["seconds"] + reading, "entries": entries}
 
 
-def jobs_of(prompts: list[dict[str, Any]], stores: Path) -> dict[str, dict[int, Job]]:
+def jobs_of(prompts: list[dict[str, Any]], scenes: Path, solved: Path) -> dict[str, dict[int, Job]]:
     """The clips of every variant by the prompt's number; the mirrored ones where there is a direction."""
+
+    def store(variant: Variant) -> str:
+        return str(solved.with_name(f"of_{variant.size}") if variant.memory == "solved" else scenes)
+
     return {
         name: {
-            index: Job(Clip(spec, variant.settings, index, STEPS), variant, str(stores))
+            index: Job(Clip(spec, variant.settings, index, STEPS), variant, store(variant))
             for index, spec in enumerate(prompts)
             if variant.source != "mirrored" or mirrored(spec["prompt"])
         }
@@ -196,15 +214,16 @@ def jobs_of(prompts: list[dict[str, Any]], stores: Path) -> dict[str, dict[int, 
     }
 
 
-def build(work: Path, model: str, workers: int | None) -> None:
-    """The memories of every size, filled in the prompts' order, which decides between entries that tie."""
-    solved = fill(work, model, workers)
+def build_solved(work: Path, model: str, workers: int | None) -> None:
+    """The solved memories of every size, in the prompts' order, which decides between entries that tie."""
+    solved = fill_solved(work, model, workers)
+    prompts = [spec["prompt"] for spec in memory_specs()]
     with MemoryStore(solved, read_only=True) as store:
         entries = {entry.prompt: entry for entry in store.entries()}
         for size in SIZES:
             with MemoryStore(solved.with_name(f"of_{size}")) as part:
                 known = {entry.prompt for entry in part.entries()}
-                for entry in (entries[prompt] for prompt in memory_prompts()[:size] if prompt not in known):
+                for entry in (entries[prompt] for prompt in prompts[:size] if prompt not in known):
                     scene = Scene(entry.prompt, entry.layout, entry.key, entry.embedding, entry.embedder)
                     insert(part, scene, store.load(entry))
 
@@ -238,11 +257,11 @@ def table_of(rows: dict[str, dict[int, Row]]) -> dict[str, dict[str, Any]]:
 
 def run(options: argparse.Namespace) -> None:
     identity = identity_of(backbone_of(options.model))
-    stores = folder_of(options.work, options.model)
+    scenes, solved = (find(options.work, options.model) for find in (scenes_folder, solved_folder))
     prompts = load_prompts(HELD_OUT, options.limit)
     jobs = {
         name: {index: (job.key(identity), job) for index, job in found.items()}
-        for name, found in jobs_of(prompts, stores).items()
+        for name, found in jobs_of(prompts, scenes, solved).items()
     }
     path, known = options.out / "rows.jsonl", read_rows(options.out / "rows.jsonl")
     # A key knows the model, the settings and the code, so what is there belongs beside what is made now.
@@ -254,8 +273,11 @@ def run(options: argparse.Namespace) -> None:
     result = options.results / "memory_quality.json"
     if not options.force:
         insist_on_more(result, len(prompts), STEPS, told)
-    if any(VARIANTS[name].memory for name in options.only):
-        build(options.work, options.model, options.workers)
+    needed = {VARIANTS[name].memory for name in options.only}
+    if "scenes" in needed:
+        fill_scenes(options.work, options.model, options.workers)
+    if "solved" in needed:
+        build_solved(options.work, options.model, options.workers)
     wanted = {key: job for name in told for key, job in jobs[name].values()}
     with progress("held-out clips") as on_row:
         rows = rows_of(make, wanted, options.model, path, workers=options.workers, on_row=on_row)
@@ -271,7 +293,8 @@ def run(options: argparse.Namespace) -> None:
         "prompts": "held_out",
         "count": len(prompts),
         "model": identity,
-        "memory": stores.name,
+        "scenes": scenes.parent.name,
+        "solved": solved.parent.name,
         "steps": STEPS,
         "preset": PRESETS["demo"].model_dump(mode="json"),
         "variants": {name: asdict(VARIANTS[name]) for name in told},

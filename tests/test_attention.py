@@ -113,6 +113,9 @@ WAYS = {
     "selected layers, prefix cache": {"scope": "selected", "cached": 1},
     "queries and keys": {"scope": "maps"},
     "queries and keys, prefix cache": {"scope": "maps", "cached": 1},
+    "features": {"scope": "features"},
+    "features, prefix cache": {"scope": "features", "cached": 0},
+    "features, checkpointing": {"scope": "features", "checkpointing": True},
 }
 
 
@@ -130,7 +133,7 @@ def test_every_way_gives_the_naive_loss_and_gradients(backbone, backbone64, mask
         torch.testing.assert_close(our_gradients[name], expected, rtol=TOLERANCE[dtype], atol=smallest)
 
 
-@pytest.mark.parametrize("scope", ["reachable", "selected", "maps"])
+@pytest.mark.parametrize("scope", ["reachable", "selected", "maps", "features"])
 def test_every_adapter_parameter_is_reached(backbone, masks, scope):
     _, gradients = loss_and_gradients(backbone, masks, torch.float32, scope=scope)
     assert all(g is not None and g.abs().sum() > 0 for g in gradients.values())
@@ -140,9 +143,9 @@ def test_the_prefix_is_computed_once(backbone, masks):
     """Up to and with the self-attention of the first adapted block; only what follows runs again."""
     calls = {
         "patch_embedding": 0,
-        "blocks.0.attn1.to_q": 0,
-        "blocks.1.attn1.to_q": 0,
-        "blocks.2.attn1.to_q": 0,
+        "blocks.0.attn1.norm_q": 0,
+        "blocks.1.attn1.norm_q": 0,
+        "blocks.2.attn1.norm_q": 0,
     }
     handles = []
     for name in calls:

@@ -184,6 +184,8 @@ WAYS = {
     "selected layers": {"scope": "selected"},
     "selected layers, prefix cache": {"scope": "selected", "cached": 1},
     "queries and keys, prefix cache": {"scope": "maps", "cached": 1},
+    "features": {"scope": "features"},
+    "features, prefix cache": {"scope": "features", "cached": 0},
 }
 
 
@@ -223,7 +225,7 @@ def test_every_way_gives_the_naive_loss_and_gradients(backbone, masks, kind, dty
         scope: loss_and_gradients(
             backbone, masks, dtype, monkeypatch, naive=True, scope=scope, joint_map=kind
         )
-        for scope in ("reachable", "selected", "maps")
+        for scope in ("reachable", "selected", "maps", "features")
     }
     for name, way in WAYS.items():
         loss, gradients = expected[way.get("scope", "reachable")]

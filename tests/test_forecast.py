@@ -51,6 +51,7 @@ WAYS = {
     "whole forward": {"early_exit": False, "prefix_cache": False},
     "selected": {"scope": "selected"},
     "queries and keys": {"scope": "maps"},
+    "features": {"scope": "features"},
     "no prefix cache": {"prefix_cache": False},
     "checkpointing": {"checkpointing": True},
     "selected, checkpointing": {"scope": "selected", "checkpointing": True},

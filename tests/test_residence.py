@@ -182,7 +182,7 @@ def test_the_whole_model_is_back_by_whatever_road(family, way):
     frames = sample(backbone, size)
 
     def stop(step, iteration, loss):
-        assert len(getattr(backbone.transformer, backbone.blocks_name)) == max(LAYERS) + 1
+        assert len(getattr(backbone.transformer, backbone.names.blocks)) == max(LAYERS) + 1
         if way == "error":
             raise KeyboardInterrupt
 
@@ -193,7 +193,7 @@ def test_the_whole_model_is_back_by_whatever_road(family, way):
                 runs[name] = sample(backbone, size)
         except KeyboardInterrupt:
             assert way == "error"
-    assert list(getattr(backbone.transformer, backbone.blocks_name)) == blocks
+    assert list(getattr(backbone.transformer, backbone.names.blocks)) == blocks
     assert (sample(backbone, size) == frames).all()
     if way == "done":
         assert (runs["plain"] == runs["resident"]).all()

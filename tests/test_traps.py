@@ -202,7 +202,7 @@ def test_a_replaced_attention_function_is_found_too(family, monkeypatch):
 
 def test_a_strangers_processor_that_loses_gradients_is_found_at_the_first_iteration(family, monkeypatch):
     """It cannot be tried beforehand; the maps alone would go on teaching the deepest layer."""
-    attention = getattr(family.backbone.blocks[0], family.backbone.attention_name)
+    attention = getattr(family.backbone.blocks[0], family.backbone.names.parts.attention)
     real = type(attention.processor).__call__
 
     @functools.wraps(real)
@@ -316,7 +316,7 @@ def test_a_timestep_for_every_token_is_one_noise_level(wan):
 @pytest.mark.parametrize("way", ["add_adapter", "load_lora_weights"])
 def test_a_users_lora_stays_active_and_untouched(family, way, tmp_path):
     plain, alone = family.sample(), family.backbone.fingerprint
-    attention = family.backbone.attention_name
+    attention = family.backbone.names.parts.attention
     targets = [f"{attention}.to_q", f"{attention}.to_k", f"{attention}.to_v", f"{attention}.to_out.0"]
     torch.manual_seed(6)
     lora = LoraConfig(r=4, lora_alpha=4, target_modules=targets, init_lora_weights=False)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,10 @@ class AdapterError(TTOMError):
 
 @dataclass(frozen=True)
 class Adapter:
-    """LoRA weights by module name: A [rank, in] and B [out, rank], fp32; ΔW = alpha/rank · B·A."""
+    """LoRA weights by module name: A [rank, in] and B [out, rank]; ΔW = alpha/rank · B·A.
+
+    They are fp32. Such as are in bf16 are saved so, in half the space, and are fp32 again when loaded.
+    """
 
     weights: Mapping[str, tuple[Tensor, Tensor]] = field(repr=False)
     rank: int
@@ -90,19 +93,39 @@ class Adapter:
         return cls(weights, rank, alpha, fingerprint)
 
 
-def adapter_places(layers: Sequence[int], scope: str) -> list[tuple[int, str]]:
-    """The (layer, linear) pairs that an adapter sits on when the loss is taken at these layers.
+class BlockParts(NamedTuple):
+    """What a family calls the parts of a block that adapters know.
 
-    `reachable`: all that the loss depends on; `selected`: those of them in these layers alone; `maps`: these
-    layers' queries and keys, which say where an object is and leave what it looks like to the values.
+    `attention` is the one whose maps are read; `before` and `after` are the linear layers, outside it, that
+    its own map depends on and that only the maps of the next blocks do.
     """
-    if scope == "maps":
-        return [(layer, name) for layer in sorted(layers) for name in ("to_q", "to_k")]
+
+    attention: str
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+
+
+def adapter_places(layers: Sequence[int], scope: str, parts: BlockParts) -> list[tuple[int, str]]:
+    """The (block, linear) pairs that an adapter sits on when the loss is taken at these layers.
+
+    Of the attentions that the maps are read from, `reachable` is all that the loss depends on (the paper's),
+    `selected` that in these layers alone, `maps` these layers' queries and keys. `features` is all that the
+    loss depends on but them: a map that is read as it was trained to be follows only where the video does.
+    """
     last = max(layers)
+    if scope == "features":
+        every = (*parts.before, *parts.after)
+        return [(block, name) for block in range(last) for name in every] + [
+            (last, name) for name in parts.before
+        ]
     chosen = range(last + 1) if scope == "reachable" else sorted(layers)
     # The deepest map depends on its layer's q and k only: v and o would get no gradient.
-    shallow, deep = ("to_q", "to_k", "to_v", "to_out.0"), ("to_q", "to_k")
-    return [(layer, name) for layer in chosen for name in (deep if layer == last else shallow)]
+    maps, whole = ("to_q", "to_k"), ("to_q", "to_k", "to_v", "to_out.0")
+    return [
+        (layer, f"{parts.attention}.{name}")
+        for layer in chosen
+        for name in (maps if scope == "maps" or layer == last else whole)
+    ]
 
 
 def init_adapter(
@@ -177,6 +200,11 @@ def uncompiled(modules: Iterable[Any]) -> AbstractContextManager[None]:
         return nullcontext()
     stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
     return stance
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Whether an adapter, or anything else by a hook, acts on a linear layer of a module."""
+    return any(part._forward_hooks for part in module.modules() if isinstance(part, nn.Linear))
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from .backbones.published import PUBLISHED
 from .backbones.quantization import Base, is_cast, is_packed
 from .errors import TTOMError
 from .objectives import alignment_loss
-from .optimize import agreed, insist_on_layers
+from .optimize import agreed, block_of, insist_on_layers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -387,7 +387,7 @@ def iterations(
     }
     masks = torch.ones(PHRASES, *backbone.token_grid(*clip), device=device)
     tokens = [(index + 1,) for index in range(PHRASES)]
-    first = min(settings.layers) if settings.scope != "reachable" else 0
+    first = min(*map(block_of, modules), *settings.layers)
 
     def loss(prefix: PrefixCache | None) -> Tensor:
         maps = backbone.maps(
@@ -438,14 +438,14 @@ def count_step(model: Blueprint, clip: Clip) -> int:
     transformer, blocks = backbone.transformer, backbone.blocks
     call = backbone.blank_call(*clip, backbone.guided_rows, like)
     # Without gradients a block leaves nothing behind: two say what all need.
-    setattr(transformer, backbone.blocks_name, blocks[:2])
+    setattr(transformer, backbone.names.blocks, blocks[:2])
     try:
         given = [*transformer.parameters(), *transformer.buffers(), *_tensors(call)]
         with torch.no_grad(), fused_attention(), LiveBytes(given) as live:
             transformer(**call, return_dict=False)
         return live.peak - live.start
     finally:
-        setattr(transformer, backbone.blocks_name, blocks)
+        setattr(transformer, backbone.names.blocks, blocks)
 
 
 def count_decoding(model: Blueprint, clip: Clip) -> int:
@@ -493,7 +493,8 @@ def forecast(model: Blueprint, clip: Clip, settings: TTOSettings | None, plan: P
     if settings is not None and (settings.iterations or settings.latents):
         settings = settings.model_copy(update={"checkpointing": plan.checkpointing})
         if settings.latents is not None:  # whose gradients need the way from the first block on
-            settings = settings.model_copy(update={"scope": "reachable", "prefix_cache": False})
+            scope = "features" if settings.scope == "features" else "reachable"
+            settings = settings.model_copy(update={"scope": scope, "prefix_cache": False})
         names = {"layers", "rank", "scope", "joint_map", "prefix_cache", "early_exit", "checkpointing"}
         key = (clip, json.dumps(settings.model_dump(include=names), sort_keys=True))
         chosen = settings

@@ -74,9 +74,10 @@ class TTOSettings(BaseModel):
     normalize_over: Literal["frame", "volume"] = "frame"
     mask_kind: Literal["gaussian", "blurred_box", "hard_box"] = "gaussian"
     softness: float = Field(0.25, gt=0, description="Gaussian σ as a share of the box side")
-    scope: Literal["reachable", "selected", "maps"] = Field(
+    scope: Literal["reachable", "selected", "maps", "features"] = Field(
         "reachable",
-        description="adapt what the loss depends on, that in the loss layers, or their queries and keys",
+        description="adapt the text's attentions that the loss depends on, those of the loss layers, their "
+        "queries and keys, or all that the loss depends on but them",
     )
     joint_map: JointMap = Field(
         "video_to_text", description="CogVideoX: what a map is; or text_to_video, or renormalized over text"
@@ -126,14 +127,12 @@ PRESETS: dict[str, TTOSettings] = {
         layers=(0, 1, 2, 3, 4, 5, 6),
         rank=8,
         alpha=8.0,
-        learning_rate=1e-2,
-        weight_decay=5.0,  # without it, and with moments kept, what the base model had right was distorted
-        reset_optimizer=True,
+        learning_rate=2e-3,
         sigma_end=0.85,
         adapter_until_sigma=0.85,
         stop_loss=0.03,
         normalize_over="volume",
-        scope="maps",  # with the values adapted too, the objects lose their colours and shapes
+        scope="features",  # an adapter on the attentions is quick to move the maps without the objects
     ),
 }
 # The rivals that move latents, with the demo preset's layers and loss, so that the method alone differs.
@@ -161,12 +160,16 @@ PRESETS |= {
         },
         "best": {
             "learning_rate": 4e-3,
-            "reset_optimizer": False,
+            "weight_decay": 5.0,
+            "scope": "maps",
             "stop_loss": 0.1,
             "latents": LatentSettings(step_size=0.012, sigma_end=0.91, max_change=0.1),
         },
     }.items()
 }
+
+
+Moments = dict[int, dict[str, Any]]  # AdamW's state, by the parameter's number
 
 
 class TraceRow(NamedTuple):
@@ -227,6 +230,7 @@ class TTO:
         *,
         steps: int,
         adapter: Adapter | None = None,
+        moments: Moments | None = None,
         on_progress: Callable[[int, int, float | None], None] | None = None,
         keep_maps: bool = False,
     ) -> None:
@@ -250,8 +254,12 @@ class TTO:
         self.initial = adapter or init_adapter(
             modules, settings.rank, settings.alpha, settings.lora_seed, backbone.fingerprint
         )
-        self._reachable = backbone.adapter_modules(settings.layers, "reachable").keys()
-        blocks = [_block_of(name) for name in self.initial.weights]
+        self._reachable = {
+            name
+            for scope in ("reachable", "features")
+            for name in backbone.adapter_modules(settings.layers, scope)
+        }
+        blocks = [block_of(name) for name in self.initial.weights]
         deepest = max(settings.layers)
         if min(blocks) > deepest:
             raise TTOMError(
@@ -262,6 +270,7 @@ class TTO:
         self._stack = ExitStack()
         self._attached: AttachedAdapter | None = None
         self._optimizer: torch.optim.Optimizer | None = None
+        self.moments = moments
         self._snapshot: Adapter | None = None
         self._sigma: float | None = None  # of the step that is running
         self._step = -1
@@ -311,6 +320,8 @@ class TTO:
         try:
             if self._attached is not None:
                 self._snapshot = self._attached.snapshot()
+            if self._optimizer is not None:
+                self.moments = self._optimizer.state_dict()["state"]
         finally:
             self._attached = self._optimizer = None
             self._stack.close()
@@ -369,9 +380,13 @@ class TTO:
             for parameter in parameters:
                 self.backbone.insist_on_same("adapters", parameter)
         if self._optimizer is None or settings.reset_optimizer:
+            first = self._optimizer is None
             self._optimizer = torch.optim.AdamW(
                 parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
             )
+            if first and self.moments:
+                fresh = self._optimizer.state_dict()
+                self._optimizer.load_state_dict(fresh | {"state": self.moments})
 
         def maps() -> dict[int, Tensor]:
             return self.backbone.maps(
@@ -499,7 +514,7 @@ def mean_maps(layers: dict[int, Tensor], phrases: tuple[str, ...]) -> dict[str, 
     return dict(zip(phrases, mean, strict=True))
 
 
-def _block_of(module_name: str) -> int:
+def block_of(module_name: str) -> int:
     """The block number in a module's dotted name."""
     return next(int(part) for part in module_name.split(".") if part.isdigit())
 

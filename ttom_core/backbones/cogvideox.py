@@ -26,15 +26,15 @@ from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
 from ..attention import JointMap, PhraseTokens, joint_phrase_maps
 from ..errors import TTOMError
+from .names import COGVIDEOX
 from .pipeline import PipelineBackbone
 
 
 class CogVideoXBackbone(PipelineBackbone):
     """Answers the backbone protocol for a CogVideoXPipeline."""
 
-    family = "cogvideox"
     pipeline_class = CogVideoXPipeline
-    blocks_name, attention_name = "transformer_blocks", "attn1"
+    names = COGVIDEOX
     guided_rows = 2
 
     def __init__(self, pipeline: CogVideoXPipeline, fps: int | None = None) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..adapter import BlockParts
 from ..errors import TTOMError
 
 
@@ -19,14 +20,14 @@ from ..errors import TTOMError
 class Names:
     """What the parts of a family are called: diffusers' name → ComfyUI's, in a block and outside the blocks.
 
-    `blocks` are the blocks as diffusers calls them (ComfyUI calls all of them blocks); adapters sit on their
-    `attention`.
+    `blocks` are the blocks as diffusers calls them (ComfyUI calls all of them blocks), `parts` what adapters
+    know of one.
     """
 
     family: str
     title: str
     blocks: str
-    attention: str
+    parts: BlockParts
     in_block: Mapping[str, str]
     outside: Mapping[str, str]
 
@@ -65,14 +66,16 @@ _OUTSIDE = {
     "proj_out": "head.head",
     "scale_shift_table": "head.modulation",
 }
-WAN = Names("wan", "Wan", "blocks", "attn2", _IN_BLOCK, _OUTSIDE)
+_SELF_ATTENTION = tuple(f"attn1.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0"))
+_WAN_PARTS = BlockParts("attn2", _SELF_ATTENTION, ("ffn.net.0.proj", "ffn.net.2"))
+WAN = Names("wan", "Wan", "blocks", _WAN_PARTS, _IN_BLOCK, _OUTSIDE)
 
 _SAME = ("norm1.linear", "norm1.norm", "norm2.linear", "norm2.norm")
 COGVIDEOX = Names(
     "cogvideox",
     "CogVideoX",
     "transformer_blocks",
-    "attn1",
+    BlockParts("attn1", (), ("ff.net.0.proj", "ff.net.2")),
     {
         **{f"attn1.to_{name}": name for name in "qkv"},
         "attn1.to_out.0": "attn_out",

@@ -90,9 +90,10 @@ class NativeModel:
         self.fingerprint = native_fingerprint(weights)
 
     def adapter_modules(self, layers: Sequence[int], scope: str) -> dict[str, Any]:
-        model, room = self.transformer.model, f"{self.names.blocks}.{{}}.{self.names.attention}.{{}}"
-        paths = [room.format(layer, name) for layer, name in adapter_places(layers, scope)]
-        return {path: model.get_submodule(native_name(path, self.names)) for path in paths}
+        model, names = self.transformer.model, self.names
+        places = adapter_places(layers, scope, names.parts)
+        paths = [f"{names.blocks}.{block}.{linear}" for block, linear in places]
+        return {path: model.get_submodule(native_name(path, names)) for path in paths}
 
 
 class NativeRun(NativeModel, ABC):

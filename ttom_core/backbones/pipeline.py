@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..adapter import adapter_places, uncompiled
+from ..adapter import adapter_places, is_adapted, uncompiled
 from ..attention import (
     EarlyExit,
     JointMap,
@@ -31,6 +31,7 @@ from ..attention import (
 from ..errors import TTOMError
 from .fingerprint import fingerprint
 from .frozen import differentiable
+from .names import Names
 from .parallel import devices_of
 from .phrases import EncodedPrompt
 from .published import default_layers
@@ -42,13 +43,11 @@ from .traps import refuse_untrainable
 class PipelineBackbone(ABC):
     """Answers the backbone protocol for a diffusers pipeline, from what its family says of itself."""
 
-    family: ClassVar[str]  # the first word of its fingerprints
     pipeline_class: ClassVar[Any]
     takes_single_file: ClassVar[bool] = False  # in place of the folder's transformer
-    blocks_name: ClassVar[str]
-    attention_name: ClassVar[str]  # of the attention, in a block, that the text is a part of
+    names: ClassVar[Names]
     guided_rows: ClassVar[int] = 1  # of one denoiser call in guided sampling
-    # An attention before that one in the block, which adapters leave alone.
+    # An attention before the one with the text in the block.
     self_attention_name: ClassVar[str | None] = None
 
     def __init__(self, pipeline: Any, fps: int | None = None) -> None:
@@ -63,7 +62,7 @@ class PipelineBackbone(ABC):
         self.max_text_tokens = self._text_limit()
         config = self.transformer.config
         self.fingerprint = fingerprint(
-            self.family,
+            self.names.family,
             config.num_layers,
             config.num_attention_heads * config.attention_head_dim,
             self.transformer.named_parameters(),
@@ -77,7 +76,7 @@ class PipelineBackbone(ABC):
 
     def _hold(self, pipeline: Any, transformer: Any) -> None:
         self.pipeline, self.transformer = pipeline, transformer
-        self.blocks: nn.ModuleList = getattr(transformer, self.blocks_name)
+        self.blocks: nn.ModuleList = getattr(transformer, self.names.blocks)
         self.num_layers = len(self.blocks)
 
     @classmethod
@@ -132,7 +131,7 @@ class PipelineBackbone(ABC):
         return {}
 
     def check_trainable(self, sigmas: Sequence[float] = ()) -> None:
-        attentions = [getattr(block, self.attention_name) for block in self.blocks]
+        attentions = [getattr(block, self.names.parts.attention) for block in self.blocks]
         refuse_untrainable(self.transformer, attentions, self.pipeline._execution_device)
 
     @abstractmethod
@@ -216,11 +215,9 @@ class PipelineBackbone(ABC):
     # Adapters and maps ----------------------------------------------------------------------------
 
     def adapter_modules(self, layers: Sequence[int], scope: str) -> dict[str, nn.Linear]:
-        modules = {}
-        for layer, name in adapter_places(layers, scope):
-            path = f"{self.blocks_name}.{layer}.{self.attention_name}.{name}"
-            modules[path] = self.transformer.get_submodule(path)
-        return modules
+        places = adapter_places(layers, scope, self.names.parts)
+        paths = [f"{self.names.blocks}.{block}.{linear}" for block, linear in places]
+        return {path: self.transformer.get_submodule(path) for path in paths}
 
     def default_layers(self) -> tuple[int, ...]:
         found = default_layers(type(self).pipeline_class.__name__, self.transformer)
@@ -269,7 +266,7 @@ class PipelineBackbone(ABC):
         if latents.requires_grad:
             latents.register_hook(lambda gradient: devices.summed(gradient)[0])
         probe = MapProbe(layers, grid, lambda query, key: devices.gathered(read(query, key)), early_exit)
-        attentions = {i: getattr(blocks[i], self.attention_name) for i in layers}
+        attentions = {i: getattr(blocks[i], self.names.parts.attention) for i in layers}
         projections = {i: (attention.norm_q, attention.norm_k) for i, attention in attentions.items()}
 
         # No cache to go on from: one for this call alone, in which nothing before an adapter is left out.
@@ -277,6 +274,8 @@ class PipelineBackbone(ABC):
         start = PrefixCache(0) if prefix is None else prefix
         first, last = start.first_block, max(layers)
         constant = getattr(blocks[first], self.self_attention_name) if self.self_attention_name else None
+        if constant is not None and is_adapted(constant):
+            constant = None
         if start.state is None:
             _insist_on_one_video(call["hidden_states"], chosen)
             devices.insist_on_same("latents", latents)
@@ -334,12 +333,12 @@ class PipelineBackbone(ABC):
         late = self.blocks[last + 1 :]
         devices = [next(block.parameters()).device for block in late]
         # Cut off, not only moved: a hook that brings the model to its device leaves them where they are.
-        setattr(self.transformer, self.blocks_name, self.blocks[: last + 1])
+        setattr(self.transformer, self.names.blocks, self.blocks[: last + 1])
         try:
             late.to("cpu")
             yield
         finally:
-            setattr(self.transformer, self.blocks_name, self.blocks)
+            setattr(self.transformer, self.names.blocks, self.blocks)
             for block, device in zip(late, devices, strict=True):
                 block.to(device)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..attention import JointMap, PhraseTokens, phrase_maps
 from ..errors import TTOMError
+from .names import WAN
 from .pipeline import PipelineBackbone
 from .quantization import packed_loading
 
@@ -25,9 +26,8 @@ class WanBackbone(PipelineBackbone):
     Wan 2.2 has two experts: adapters sit on the one for high noise levels, the other is left alone.
     """
 
-    family = "wan"
     pipeline_class, takes_single_file = WanPipeline, True
-    blocks_name, attention_name, self_attention_name = "blocks", "attn2", "attn1"
+    names, self_attention_name = WAN, "attn1"
 
     def __init__(self, pipeline: WanPipeline, fps: int | None = None) -> None:
         if pipeline.transformer is None:

@@ -45,13 +45,13 @@ CLAIMS = (
         (Condition("evidence", "presence_of_lvd_over_base", below=True),),
     ),
     Claim("table 3", "TTO composes better than no optimisation", (ahead(MEMORY, "tto", "base"),)),
-    Claim("table 3", "memory adds to TTO", (ahead(MEMORY, "memory_tto", "tto"),)),
-    Claim("table 4", "memory alone is ahead of nothing", (ahead(MEMORY, "memory_only", "base"),)),
-    Claim("table 4", "optimising on from memory adds to it", (ahead(MEMORY, "memory_tto", "memory_only"),)),
+    Claim("table 3", "memory adds to TTO", (ahead(MEMORY, "solved_tto", "tto"),)),
+    Claim("table 4", "memory alone is ahead of nothing", (ahead(MEMORY, "solved_only", "base"),)),
+    Claim("table 4", "optimising on from memory adds to it", (ahead(MEMORY, "solved_tto", "solved_only"),)),
     Claim(
         "table 4",
         "five fused entries are better than ten",
-        (ahead(MEMORY, "memory_only", "memory_only_top10"), ahead(MEMORY, "memory_tto", "memory_tto_top10")),
+        (ahead(MEMORY, "solved_only", "solved_only_top10"), ahead(MEMORY, "solved_tto", "solved_tto_top10")),
     ),
     Claim(
         "table 5", "JSD is better than cross-entropy",
@@ -64,7 +64,7 @@ CLAIMS = (
     *(
         Claim(
             "table 6", f"a memory of 200 prompts is better than one of {size}",
-            (ahead(MEMORY, "memory_tto", f"memory_tto_of_{size}"),),
+            (ahead(MEMORY, "solved_tto", f"solved_tto_of_{size}"),),
         )
         for size in (50, 100, 150)
     ),
@@ -123,6 +123,11 @@ GOALS = (
         "goal",
         f"TTO from a memory keeps the presence of TTO alone (to within {KEPT})",
         (Condition(MEMORY, "presence_of_memory_tto_over_tto", -KEPT),),
+    ),
+    Claim(
+        "goal",
+        "a memory read without optimising composes better than the base model",
+        (ahead(MEMORY, "memory_only", "base"),),
     ),
     Claim(
         "control",
