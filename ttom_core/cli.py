@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .doctor_cli import add_doctor, run_doctor
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .generate import Generation
     from .layout import Layout
     from .memory.recall import Memory, MemorySettings
+    from .memory.store import MemoryEntry
     from .optimize import TTOSettings
     from .planner import LLMSettings
 
@@ -80,6 +82,17 @@ def _parser() -> argparse.ArgumentParser:
     _sampling(stream)
     _remembering(stream, "learn")
     stream.set_defaults(run=_stream)
+
+    consolidate = commands.add_parser(
+        "consolidate", help="learn one adapter for each scene of a memory, that needs no optimising"
+    )
+    consolidate.add_argument("ids", nargs="*", metavar="ID", help="of entries (default: all)")
+    consolidate.add_argument("--clips", type=int, default=48, help="to learn a scene from (default 48)")
+    consolidate.add_argument("--store", type=Path, metavar="FOLDER", help="default: memory_store/USER")
+    consolidate.add_argument("--user", default="default", help="whose memory it is (default: default)")
+    _clip(consolidate)
+    _sampling(consolidate)
+    consolidate.set_defaults(run=_consolidate, preset="demo")
 
     evaluate = commands.add_parser("evaluate", help="score base against TTOM on held-out prompts")
     evaluate.add_argument("--prompts", type=Path, default=DEMO / "prompts" / "held_out.json")
@@ -479,6 +492,59 @@ def _probe(options: argparse.Namespace) -> None:
 def _doctor(options: argparse.Namespace) -> None:
     _quiet()
     print(run_doctor(options))
+
+
+def _consolidate(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from .consolidate import consolidate
+    from .memory.pack import printable
+    from .memory.recall import merge
+    from .memory_cli import opened
+
+    settings, sampling = _settings(options), _clip_settings(options)
+    with opened(options, write=True) as store:
+        chosen = [store.get(entry_id) for entry_id in options.ids] or list(store.entries())
+        backbone = loaded(options)
+        scenes: dict[tuple[str, str], list[MemoryEntry]] = {}
+        for entry in chosen:
+            if entry.fingerprint == backbone.fingerprint and entry.layout is not None:
+                scenes.setdefault((entry.key.digest, entry.embedder), []).append(entry)
+        if not scenes:
+            raise TTOMError("The memory has no entries of this model with a layout; choose another model.")
+        for entries in scenes.values():
+            lessons = [(entry.prompt, entry.layout) for entry in entries if entry.layout]
+            with tqdm(total=options.clips, unit="clip", desc=printable(entries[0].key.sentence)) as bar:
+
+                def tell(done: int, total: int, loss: float, bar: Any = bar) -> None:
+                    bar.set_postfix(loss=f"{loss:.3f}")
+                    bar.update()
+
+                adapter, losses = consolidate(
+                    backbone,
+                    lessons,
+                    settings,
+                    clips=options.clips,
+                    seed=options.seed,
+                    on_progress=tell,
+                    **sampling,
+                )
+            part = max(1, options.clips // 4)
+            first, last = fmean(losses[:part]), fmean(losses[-part:])
+            if last >= first:
+                print(f"{len(entries)} kept as they were: the loss stayed at {first:.3f}")
+                continue
+            made = merge(
+                store,
+                entries,
+                adapter,
+                settings=settings.model_dump(mode="json"),
+                lora_seed=settings.lora_seed,
+                loss_first=first,
+                loss_last=last,
+                note=f"consolidated over {options.clips} clips of {len(lessons)} prompts",
+            )
+            print(f"{len(entries)} became {made.id[:8]}: loss {first:.3f} → {last:.3f}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -38,6 +38,7 @@ def consolidate(
     num_frames: int = 21,
     height: int = 64,
     width: int = 64,
+    negative_prompt: str = "",
     adapter: Adapter | None = None,
     on_progress: Callable[[int, int, float], None] | None = None,
 ) -> tuple[Adapter, list[float]]:
@@ -77,7 +78,7 @@ def consolidate(
         with suppress(EarlyExit), tto:
             backbone.sample(
                 prompt,
-                negative_prompt="",
+                negative_prompt=negative_prompt,
                 num_frames=num_frames,
                 height=height,
                 width=width,

@@ -90,7 +90,7 @@ def _folder(options: argparse.Namespace) -> tuple[Path, bool]:
     return folder, (folder / DATABASE).is_file()
 
 
-def _opened(options: argparse.Namespace, write: bool = False) -> MemoryStore:
+def opened(options: argparse.Namespace, write: bool = False) -> MemoryStore:
     """The memory, which must be there: only generating and importing make one."""
     from .memory.store import MemoryStore
 
@@ -128,13 +128,13 @@ def _table(entries: Iterable[MemoryEntry]) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    with _opened(options) as store:
+    with opened(options) as store:
         _table(store.entries())
         print(f"{_count(len(store))}, {store.value_bytes() / MB:.3f} MB, in {store.folder}")
 
 
 def _show(options: argparse.Namespace) -> None:
-    with _opened(options) as store:
+    with opened(options) as store:
         entry = store.get(options.id)
     facts = {f.name: getattr(entry, f.name) for f in fields(entry) if f.name != "embedding"} | {
         "key": entry.key.model_dump(mode="json"),
@@ -146,7 +146,7 @@ def _show(options: argparse.Namespace) -> None:
 
 def _search(options: argparse.Namespace) -> None:
     words = " ".join(options.words)
-    with _opened(options) as store:
+    with opened(options) as store:
         if not options.scene:
             _table(store.entries(words))
             return
@@ -165,7 +165,7 @@ def _prune(options: argparse.Namespace) -> None:
     if options.max_entries is options.max_mb is options.unused_days is None:
         raise TTOMError("Say what to prune by: --max-entries, --max-mb or --unused-days.")
     days = options.unused_days
-    with _opened(options, write=True) as store:
+    with opened(options, write=True) as store:
         gone = store.prune(
             max_entries=options.max_entries,
             max_bytes=None if options.max_mb is None else int(options.max_mb * MB),
@@ -177,7 +177,7 @@ def _prune(options: argparse.Namespace) -> None:
 def _fsck(options: argparse.Namespace) -> None:
     from .memory.pack import printable
 
-    with _opened(options, write=options.repair) as store:
+    with opened(options, write=options.repair) as store:
         report = store.fsck(options.repair)
     for problem in report.problems:
         print(printable(problem))
@@ -190,12 +190,12 @@ def _fsck(options: argparse.Namespace) -> None:
 
 
 def _undo(options: argparse.Namespace) -> None:
-    with _opened(options, write=True) as store:
+    with opened(options, write=True) as store:
         print(store.undo())
 
 
 def _pin(options: argparse.Namespace) -> None:
-    with _opened(options, write=True) as store:
+    with opened(options, write=True) as store:
         for entry_id in options.ids:
             entry = store.pin(entry_id, not options.off)
             print(f"{'pinned' if entry.pinned else 'unpinned'} {entry.id[:8]}")
@@ -204,7 +204,7 @@ def _pin(options: argparse.Namespace) -> None:
 def _delete(options: argparse.Namespace) -> None:
     if not options.ids and not options.search:
         raise TTOMError("Say what to delete: the ids of entries, or --search WORDS.")
-    with _opened(options, write=True) as store:
+    with opened(options, write=True) as store:
         gone = store.delete([entry.id for entry in _chosen(store, options)])
     print(f"deleted {_count(len(gone))}; `ttom memory undo` brings them back")
 
@@ -218,7 +218,7 @@ def _export(options: argparse.Namespace) -> None:
     lora = options.file.suffix == ".safetensors"
     if not lora and not options.licence:
         raise TTOMError("Say with --licence what others may do with the pack, for example CC0-1.0.")
-    with _opened(options) as store:
+    with opened(options) as store:
         entries = _chosen(store, options)
         if lora:
             if len(entries) != 1:

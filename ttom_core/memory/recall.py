@@ -6,7 +6,7 @@ one adapter, and the end of an optimisation becomes an insertion or an update (T
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..adapter import Adapter
+from ..errors import TTOMError
 from ..fusion import fuse
 from ..layout import Layout
 from .embedding import Embedder
@@ -91,8 +92,9 @@ def recall(
 ) -> Recall:
     """Read a scene; the hits' adapters are averaged exactly and cut to `rank`.
 
-    Entries whose adapters sit elsewhere than on `modules` (made with other layers or another scope)
-    cannot be averaged with the others and are left out, each with a sentence.
+    Adapters that sit on other modules (made with other layers or another scope) cannot be averaged. Those on
+    `modules` are taken or, where there are none, those that sit where the best hit does; the others are left
+    out, each with a sentence.
     """
     found = store.read(
         scene.key,
@@ -102,17 +104,20 @@ def recall(
         threshold=threshold,
         top_k=top_k,
     )
-    hits, adapters, skipped = [], [], []
-    for hit in found:
-        adapter = store.load(hit.entry)
-        if modules is not None and adapter.weights.keys() != set(modules):
-            name = hit.entry.id[:8]
-            skipped.append(f"Memory entry {name} was made with other layers or another scope.")
-            continue
-        hits.append(hit)
-        adapters.append(replace(adapter, fingerprint=fingerprint))  # another copy's, if the store gives it
-    fused = fuse(adapters, rank=rank) if adapters else None
-    return Recall(scene, tuple(hits), fused, tuple(skipped))
+    # Another copy's, if the store gives it.
+    loaded = [replace(store.load(hit.entry), fingerprint=fingerprint) for hit in found]
+    places = [frozenset(adapter.weights) for adapter in loaded]
+    chosen = frozenset(modules or ())
+    if chosen not in places and places:
+        chosen = places[0]
+    hits = tuple(hit for hit, place in zip(found, places, strict=True) if place == chosen)
+    adapters = [adapter for adapter, place in zip(loaded, places, strict=True) if place == chosen]
+    skipped = tuple(
+        f"Memory entry {hit.entry.id[:8]} was made with other layers or another scope than the rest."
+        for hit, place in zip(found, places, strict=True)
+        if place != chosen
+    )
+    return Recall(scene, hits, fuse(adapters, rank=rank) if adapters else None, skipped)
 
 
 def insert(store: MemoryStore, scene: Scene, adapter: Adapter, **facts: Any) -> MemoryEntry:
@@ -127,6 +132,21 @@ def insert(store: MemoryStore, scene: Scene, adapter: Adapter, **facts: Any) -> 
         once=True,
         **facts,
     )
+
+
+def merge(store: MemoryStore, entries: Sequence[MemoryEntry], adapter: Adapter, **facts: Any) -> MemoryEntry:
+    """Put one adapter in the place of a scene's entries, under the first one's prompt.
+
+    It is inserted before they are deleted, so that an interrupted merge loses nothing. TTOMError for entries
+    of several scenes, embedders or models.
+    """
+    first = entries[0]
+    if len({(entry.key.digest, entry.embedder, entry.fingerprint) for entry in entries}) > 1:
+        raise TTOMError("Only entries of one scene, embedder and model can become one; choose fewer.")
+    scene = Scene(first.prompt, first.layout, first.key, first.embedding, first.embedder)
+    made = insert(store, scene, adapter, parents=[entry.id for entry in entries], **facts)
+    store.delete([entry.id for entry in entries if entry.id != made.id])
+    return made
 
 
 def learn(
