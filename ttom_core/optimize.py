@@ -7,6 +7,7 @@ call run with the adapter in place.
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -218,7 +219,8 @@ class TTO:
     """Optimise while a pipeline samples: `with TTO(...) as tto: pipeline(...)`, once.
 
     On leaving the block, by whatever road, the model is as it was: no hooks, no adapter, every
-    `requires_grad` flag back. No random number is drawn from any global generator.
+    `requires_grad` flag back. No random number is drawn from any global generator. `adapter` and `moments`
+    are what an earlier run ended with, where this one goes on from it.
     """
 
     def __init__(
@@ -386,7 +388,8 @@ class TTO:
             )
             if first and self.moments:
                 fresh = self._optimizer.state_dict()
-                self._optimizer.load_state_dict(fresh | {"state": self.moments})
+                # A copy: AdamW changes its moments in place.
+                self._optimizer.load_state_dict(fresh | {"state": copy.deepcopy(self.moments)})
 
         def maps() -> dict[int, Tensor]:
             return self.backbone.maps(

@@ -1,0 +1,215 @@
+"""Consolidation: one adapter over many clips, its moments carried on, and a memory that it tidies."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import PROMPT, SIZE, STEPS
+
+from ttom_core import cli
+from ttom_core.adapter import attach
+from ttom_core.attention import EarlyExit
+from ttom_core.consolidate import consolidate
+from ttom_core.errors import TTOMError
+from ttom_core.masks import soft_masks
+from ttom_core.memory.embedding import PipelineEmbedder
+from ttom_core.memory.recall import insert, merge, scene_of
+from ttom_core.memory.store import MemoryStore
+from ttom_core.optimize import TTO, LatentSettings, frozen
+from ttom_core.planner import plan
+
+SAME = PROMPT.replace("red circle", "green triangle")
+LESSONS = [(prompt, plan(prompt)) for prompt in (PROMPT, SAME)]
+SAMPLING = {**SIZE, "steps": STEPS, "guidance_scale": 3.0}
+
+
+@pytest.fixture(params=["reachable", "features"])
+def scoped(request, settings):
+    return settings.model_copy(update={"scope": request.param})
+
+
+def equal(one, other):
+    return all(
+        torch.equal(x, y)
+        for name in one.weights
+        for x, y in zip(one.weights[name], other.weights[name], strict=True)
+    )
+
+
+def test_it_goes_on_from_clip_to_clip_and_lowers_the_loss(backbone, scoped) -> None:
+    adapter, losses = consolidate(backbone, LESSONS[:1], scoped, clips=8, **SAMPLING)
+    assert len(losses) == 8 and sum(losses[-3:]) < sum(losses[:3])
+    assert adapter.weights.keys() == backbone.adapter_modules(scoped.layers, scoped.scope).keys()
+    again, _ = consolidate(backbone, LESSONS[:1], scoped, clips=8, **SAMPLING)
+    assert equal(adapter, again)
+    further, _ = consolidate(backbone, LESSONS[:1], scoped, clips=1, adapter=adapter, **SAMPLING)
+    assert not equal(adapter, further)
+
+
+def test_the_prompts_take_turns_each_with_noise_of_its_own(backbone, settings, monkeypatch) -> None:
+    drawn, real = [], backbone.sample
+
+    def sample(prompt, **how):
+        drawn.append((prompt, how["generator"].initial_seed()))
+        return real(prompt, **how)
+
+    monkeypatch.setattr(backbone, "sample", sample)
+    consolidate(backbone, LESSONS, settings, clips=3, seed=5, **SAMPLING)
+    assert drawn == [(PROMPT, 5), (SAME, 6), (PROMPT, 7)]
+
+
+def test_only_the_optimised_steps_are_sampled(backbone, settings) -> None:
+    levels = []
+
+    def look(module, args, call):
+        levels.append(backbone.sigma_of(call["timestep"]))
+
+    hook = backbone.transformer.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        consolidate(backbone, LESSONS, settings, clips=1, **SAMPLING)
+    finally:
+        hook.remove()
+    assert levels and min(levels) >= settings.sigma_end - 1e-4
+
+
+@pytest.mark.parametrize("how", ["to its end", "interrupted"])
+def test_the_model_is_as_it_was(backbone, settings, how) -> None:
+    before = {name: x.clone() for name, x in backbone.transformer.state_dict().items()}
+    flags = [p.requires_grad for p in backbone.transformer.parameters()]
+
+    def stop(done, total, loss):
+        if how == "interrupted":
+            raise KeyboardInterrupt
+
+    try:
+        consolidate(backbone, LESSONS, settings, clips=2, on_progress=stop, **SAMPLING)
+    except KeyboardInterrupt:
+        assert how == "interrupted"
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in backbone.transformer.modules())
+    assert [p.requires_grad for p in backbone.transformer.parameters()] == flags
+    assert all(torch.equal(x, before[name]) for name, x in backbone.transformer.state_dict().items())
+
+
+def test_moments_that_are_handed_on_are_those_of_one_optimiser(backbone, settings, masks) -> None:
+    """Two runs of one iteration with moments are AdamW's own two steps on the same gradients."""
+    once = settings.model_copy(update={"iterations": 1})
+
+    def turn(adapter=None, moments=None):
+        tto = TTO(backbone, masks, PROMPT, once, steps=STEPS, adapter=adapter, moments=moments)
+
+        def stop(step):
+            raise EarlyExit
+
+        with pytest.raises(EarlyExit), tto:
+            backbone.sample(
+                PROMPT,
+                negative_prompt="",
+                generator=torch.Generator().manual_seed(0),
+                on_step=stop,
+                **SAMPLING,
+            )
+        return tto
+
+    first = turn()
+    handed, fresh = (turn(first.adapter, moments) for moments in (first.moments, None))
+    assert {int(state["step"]) for state in first.moments.values()} == {1}
+    assert {int(state["step"]) for state in handed.moments.values()} == {2}
+    assert not equal(handed.adapter, fresh.adapter)
+
+    twice = TTO(
+        backbone, masks, PROMPT, settings.model_copy(update={"iterations": 2, "stop_loss": None}), steps=STEPS
+    )
+
+    def stop(step):
+        raise EarlyExit
+
+    with pytest.raises(EarlyExit), twice:
+        backbone.sample(
+            PROMPT, negative_prompt="", generator=torch.Generator().manual_seed(0), on_step=stop, **SAMPLING
+        )
+    for name, pair in twice.adapter.weights.items():
+        for x, y in zip(pair, handed.adapter.weights[name], strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-7)
+
+
+def test_features_leave_the_maps_own_projections_alone(backbone, masks, settings) -> None:
+    """No part of the adapter sits in the attention that the maps are read from."""
+    names = backbone.adapter_modules((1, 2), "features").keys()
+    assert names and not any(".attn2." in name for name in names)
+    assert {name for name in names if name.startswith("blocks.2.")} == {
+        f"blocks.2.attn1.{part}" for part in ("to_q", "to_k", "to_v", "to_out.0")
+    }
+    with frozen(backbone.transformer), attach(backbone.transformer, _disturbed(backbone, names)):
+        assert any(m._forward_hooks for m in backbone.transformer.modules())
+    assert not any(m._forward_hooks for m in backbone.transformer.modules())
+
+
+def _disturbed(backbone, names):
+    from ttom_core.adapter import init_adapter
+
+    modules = {name: backbone.transformer.get_submodule(name) for name in names}
+    return init_adapter(modules, 4, 4.0, 0, backbone.fingerprint)
+
+
+def test_mistakes_get_one_sentence(backbone, settings) -> None:
+    with pytest.raises(TTOMError, match="nothing to consolidate"):
+        consolidate(backbone, [], settings, **SAMPLING)
+    alone = settings.model_copy(update={"iterations": 0, "latents": LatentSettings(step_size=0.01)})
+    with pytest.raises(TTOMError, match="optimises an adapter"):
+        consolidate(backbone, LESSONS, alone, **SAMPLING)
+
+
+# In a memory --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def filled(tmp_path, backbone, settings):
+    """A memory of two prompts of one scene and one of another, all solved."""
+    embedder = PipelineEmbedder(backbone.pipeline)
+    grid = backbone.token_grid(**SIZE)
+    with MemoryStore(tmp_path / "store") as store:
+        for prompt in (PROMPT, SAME, "three red circles"):
+            layout = plan(prompt)
+            tto = TTO(backbone, soft_masks(layout, grid), prompt, settings, steps=STEPS)
+            with tto:
+                backbone.sample(
+                    prompt, negative_prompt="", generator=torch.Generator().manual_seed(0),
+                    on_step=lambda step: None, **SAMPLING,
+                )  # fmt: skip
+            insert(store, scene_of(prompt, layout, embedder), tto.adapter)
+    return tmp_path / "store"
+
+
+def test_one_adapter_takes_the_place_of_a_scenes_entries(filled) -> None:
+    with MemoryStore(filled) as store:
+        one, other, third = store.entries()
+        with pytest.raises(TTOMError, match="one scene"):
+            merge(store, [one, third], store.load(one))
+        assert len(store) == 3
+        made = merge(store, [one, other], store.load(other), note="both")
+        assert (made.prompt, made.note, made.parents) == (PROMPT, "both", (one.id, other.id))
+        assert {entry.id for entry in store.entries()} == {made.id, third.id}
+        store.undo()
+        assert {one.id, other.id} < {entry.id for entry in store.entries()}
+
+
+def test_the_command_leaves_one_entry_a_scene(filled, backbone, settings, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(cli, "loaded", lambda options: backbone)
+    monkeypatch.setattr(cli, "_settings", lambda options: settings)
+    size = ["--frames", "5", "--size", "16", "16", "--steps", str(STEPS)]
+    assert cli.main(["consolidate", "--store", str(filled), "--clips", "8", *size]) == 0
+    said = capsys.readouterr().out
+    with MemoryStore(filled, read_only=True) as store:
+        found = {entry.key.sentence: entry for entry in store.entries()}
+        assert len(found) == len(store) == 2
+    assert said.count("became") + said.count("kept as they were") == 2
+    pair = found["<object A> moves to the right while <object B> stays still"]
+    assert len(pair.parents) == 2 and pair.loss_last < pair.loss_first
+    assert f"2 became {pair.id[:8]}" in said
+
+
+def test_a_memory_of_another_model_is_one_sentence(filled, backbone, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(cli, "loaded", lambda options: backbone)
+    monkeypatch.setattr(backbone, "fingerprint", "another")
+    assert cli.main(["consolidate", "--store", str(filled)]) == 2
+    assert "no entries of this model" in capsys.readouterr().err
