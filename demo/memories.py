@@ -160,8 +160,7 @@ def told(rows: Sequence[Row]) -> str:
 def write_pack(scenes: Path, path: Path) -> None:
     """Write the store of scenes as a pack with previews."""
     with tempfile.TemporaryDirectory() as folder, MemoryStore(scenes, read_only=True) as store:
-        # Not as they came, or the number of workers would decide the order.
-        entries, previews = sorted(store.entries(), key=lambda entry: entry.prompt), {}
+        entries, previews = list(store.entries()), {}
         for entry in entries:
             assert entry.layout is not None
             canvas = np.full((21, 64, 64, 3), 245, np.uint8)

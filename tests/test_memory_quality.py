@@ -8,22 +8,17 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from conftest import SIZE, STEPS
 
 import demo.memories as memories
-from ttom_core.adapter import Adapter
 from ttom_core.evaluation.evaluate import Clip, load_prompts
 from ttom_core.evaluation.paper import CLAIMS, GOALS, MEMORY
 from ttom_core.evaluation.pool import read_rows
 from ttom_core.generate import generate
-from ttom_core.memory.key import scene_key
-from ttom_core.memory.recall import Scene, insert
 from ttom_core.memory.store import MemoryStore
 from ttom_core.optimize import PRESETS
-from ttom_core.planner import plan
 
 ROOT = Path(__file__).resolve().parent.parent
 QUALITY = runpy.run_path(str(ROOT / "benchmarks" / "memory_quality.py"))
@@ -38,7 +33,7 @@ def row(index, entries=5):
 
 
 def jobs(stores="stores"):
-    return QUALITY["jobs_of"](HELD_OUT, Path(stores))
+    return QUALITY["jobs_of"](HELD_OUT, Path(stores) / "scenes", Path(stores) / "solved")
 
 
 def test_every_claim_about_memory_has_its_figure():
@@ -95,8 +90,10 @@ def run(tmp_path, monkeypatch):
         return {key: known[key] for key in wanted}
 
     monkeypatch.setitem(INSIDE, "backbone_of", lambda model: SimpleNamespace(video_fingerprint=model))
-    monkeypatch.setitem(INSIDE, "folder_of", lambda work, model: work / model)
-    monkeypatch.setitem(INSIDE, "build", lambda *_: None)
+    for kind in ("scenes", "solved"):
+        monkeypatch.setitem(INSIDE, f"{kind}_folder", lambda work, model, kind=kind: work / model / kind)
+    for build in ("fill_scenes", "build_solved"):
+        monkeypatch.setitem(INSIDE, build, lambda *_: None)
     monkeypatch.setitem(INSIDE, "rows_of", rows_of)
 
     def call(*arguments, model="one", limit=7, code=0):
@@ -137,8 +134,10 @@ def test_a_part_never_replaces_a_result_that_tells_of_more(run, capsys):
 def test_nothing_is_written_of_prompts_that_have_no_mirrored_scene(tmp_path, monkeypatch, capsys):
     assert not QUALITY["mirrored"](HELD_OUT[0]["prompt"])
     monkeypatch.setitem(INSIDE, "backbone_of", lambda model: SimpleNamespace(video_fingerprint=model))
-    monkeypatch.setitem(INSIDE, "folder_of", lambda work, model: work / model)
-    monkeypatch.setitem(INSIDE, "build", lambda *_: None)
+    for kind in ("scenes", "solved"):
+        monkeypatch.setitem(INSIDE, f"{kind}_folder", lambda work, model, kind=kind: work / model / kind)
+    for build in ("fill_scenes", "build_solved"):
+        monkeypatch.setitem(INSIDE, build, lambda *_: None)
     where = ["--out", str(tmp_path), "--results", str(tmp_path)]
     assert QUALITY["main"]([*where, "--limit", "1", "--only", "wrong_direction"]) == 2
     assert "raise --limit" in capsys.readouterr().err and not list(tmp_path.glob("*.json"))
@@ -161,17 +160,17 @@ def test_a_memory_is_filled_copied_in_order_and_read_in_every_way(backbone, tmp_
     solved = tmp_path / "key" / "solved"
     for seed in (2, 1, 0):  # as workers may come to their ends
         memories.remember(backbone, (texts[seed], seed, str(solved)))
-    monkeypatch.setitem(INSIDE, "fill", lambda *_: solved)
-    monkeypatch.setitem(INSIDE, "memory_prompts", lambda: texts)
+    monkeypatch.setitem(INSIDE, "fill_solved", lambda *_: solved)
+    monkeypatch.setitem(INSIDE, "memory_specs", lambda: [{"prompt": text} for text in texts])
     for _ in range(2):  # the second finds everything there
-        QUALITY["build"](tmp_path, "", 1)
-    stores = str(solved.parent)
-    with MemoryStore(f"{stores}/of_200", read_only=True) as store:
+        QUALITY["build_solved"](tmp_path, "", 1)
+    whole = str(solved.with_name("of_200"))
+    with MemoryStore(whole, read_only=True) as store:
         assert [entry.prompt for entry in store.entries()] == texts
 
     def start(source, prompt="a green triangle moves to the right"):
-        variant = QUALITY["Variant"](iterations=0, memory=200, top_k=2, source=source)
-        return QUALITY["_start"](backbone, variant, prompt, 0, stores)
+        variant = QUALITY["Variant"](iterations=0, memory="solved", top_k=2, source=source)
+        return QUALITY["_start"](backbone, variant, prompt, 0, whole)
 
     known = {source: start(source) for source in ("own", "mirrored", "random")}
     assert [entries for _, entries in known.values()] == [1, 1, 2]
@@ -191,37 +190,42 @@ def same(first, second):
 # The memory itself --------------------------------------------------------------------------------
 
 
-def test_a_memory_belongs_to_one_model_its_settings_and_the_code(monkeypatch, tmp_path):
+@pytest.mark.parametrize("kind", ["scenes", "solved"])
+def test_a_memory_belongs_to_one_model_its_settings_and_the_code(monkeypatch, tmp_path, kind):
     monkeypatch.setattr(memories, "backbone_of", lambda model: SimpleNamespace(video_fingerprint=model))
-    monkeypatch.setattr(memories, "memory_prompts", lambda: ["a red circle moves up"])
-    first = memories.folder_of(tmp_path, "one")
-    assert first == memories.folder_of(tmp_path, "one") != memories.folder_of(tmp_path, "other")
+    monkeypatch.setattr(memories, "memory_specs", lambda: [{"prompt": "a red circle moves up"}])
+    folder = {"scenes": memories.scenes_folder, "solved": memories.solved_folder}[kind]
+    first = folder(tmp_path, "one")
+    assert first == folder(tmp_path, "one") != folder(tmp_path, "other")
     other = PRESETS["demo"].model_copy(update={"rank": 4})
     monkeypatch.setitem(memories.PRESETS, "demo", other)
-    assert memories.folder_of(tmp_path, "one") != first
+    assert folder(tmp_path, "one") != first
 
 
-def test_a_pack_does_not_depend_on_who_came_first(tmp_path):
-    texts = [f"a {colour} circle moves to the right" for colour in ("red", "green", "blue")]
-    texts.append("a red circle moves up")
+@pytest.mark.slow
+@pytest.mark.parametrize("worth", [True, False])
+def test_a_scene_is_kept_only_where_it_earns_its_place(backbone, tmp_path, monkeypatch, worth):
+    quick = {"layers": (1, 2), "iterations": 1, "rank": 2, "alpha": 2.0, "sigma_end": 0.7}
+    monkeypatch.setitem(PRESETS, "demo", PRESETS["demo"].model_copy(update=quick))
+    monkeypatch.setattr(memories, "consolidate", partial(memories.consolidate, **SIZE))
+    monkeypatch.setattr(memories, "CLIPS", 2)
+    monkeypatch.setattr(memories, "STEPS", STEPS)
+    told = []
 
-    def solved(prompt):
-        generator = torch.Generator().manual_seed(len(prompt))
-        weights = {"blocks.0.attn2.to_q": tuple(torch.randn(2, *s, generator=generator)[0] for s in SHAPES)}
-        layout = plan(prompt)
-        scene = Scene(prompt, layout, scene_key(prompt, layout), np.ones(3, np.float32), "toy")
-        return scene, Adapter(weights, 2, 2.0, "toy")
+    def scored(backbone, clip, adapter=None):
+        told.append((clip.seed, clip.settings is None, adapter is None))
+        return {"composition": float(worth or adapter is None), "presence": 1.0}
 
-    def pack(name, order):
-        with MemoryStore(tmp_path / name) as store, MemoryStore(tmp_path / f"{name}_pack") as into:
-            for prompt in order:
-                insert(store, *solved(prompt))
-            entries = memories.consolidate(store, into)
-            return [(entry.prompt, entry.note, entry.value) for entry in entries]
-
-    one = pack("one", texts)
-    assert one == pack("other", texts[::-1])
-    assert [note for _, note, _ in one] == ["average of 3 prompts", "average of 1 prompt"]
-
-
-SHAPES = ((2, 6), (6, 2))
+    monkeypatch.setattr(memories, "make_clip", scored)
+    specs = [{"prompt": f"a {colour} circle moves up"} for colour in ("red", "green")]
+    found = memories.learn(backbone, memories.SceneJob(specs, str(tmp_path / "scenes")))
+    assert found["kept"] == worth and found["composition_with"] == float(worth)
+    # The same noises with the adapter and without, none of them one that it was learnt on.
+    checked = [memories.FIRST_CHECK + index for index in range(memories.CHECKS)]
+    assert told == [(seed, True, True) for seed in checked] + [(seed, False, False) for seed in checked]
+    with MemoryStore(tmp_path / "scenes") as store:
+        assert len(store) == worth
+        for entry in store.entries():
+            assert "2 clips of 2 prompts" in entry.note
+            assert {x.dtype for pair in store.load(entry).weights.values() for x in pair} == {torch.float32}
+    assert ("yes" if worth else "no") in memories.told([found])

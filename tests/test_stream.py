@@ -131,14 +131,23 @@ def test_a_read_only_memory_is_read_and_refuses_to_learn(make, memory) -> None:
             make("learn", with_memory=frozen)
 
 
-def test_entries_of_other_layers_are_left_out_and_named(backbone, settings, make, memory) -> None:
-    make("learn")
+def test_what_sits_on_other_layers_is_never_averaged_with_the_rest(backbone, settings, make, memory) -> None:
+    deep = make("learn").generation.adapter
+    use = MemorySettings(mode="learn", on_hit="insert", threshold=0)
     shallow = settings.model_copy(update={"layers": (1,)})
-    other = generate_with_memory(
-        backbone, PROMPT, LAYOUT, shallow, memory, MemorySettings(mode="start"), **SAMPLING
-    )
-    assert other.recall.hits == ()
-    assert "other layers" in other.recall.skipped[0]
+
+    def with_shallow():
+        return generate_with_memory(backbone, PROMPT, LAYOUT, shallow, memory, use, **SAMPLING)
+
+    alone = with_shallow()  # there is no other: it starts from what there is
+    assert len(alone.recall.hits) == 1 and not alone.recall.skipped
+    assert alone.generation.adapter.weights.keys() == deep.weights.keys()
+    fresh = generate(backbone, PROMPT, LAYOUT, shallow, **SAMPLING)
+    insert(memory.store, alone.recall.scene, fresh.adapter)
+    both = with_shallow()
+    assert both.recall.adapter.weights.keys() == fresh.adapter.weights.keys() < deep.weights.keys()
+    assert len(both.recall.hits) == 1 and len(both.recall.skipped) == 2
+    assert "other layers" in both.recall.skipped[0]
 
 
 def test_the_same_result_is_kept_once(make, memory) -> None:
