@@ -92,7 +92,7 @@ def tables(layers: int, sigmas: Sequence[float]) -> dict[str, Comparison]:
         "until": varied("To which noise level does it act?", "adapter_until_sigma", (0.0, 0.5, 0.9)),
         "mask": varied("Which kind of soft mask?", "mask_kind", ("gaussian", "blurred_box", "hard_box")),
         "normalisation": varied("Normalise each frame or the volume?", "normalize_over", ("frame", "volume")),
-        "scope": varied("Adapt what?", "scope", ("reachable", "selected", "maps")),
+        "scope": varied("Adapt what?", "scope", ("reachable", "selected", "maps", "features")),
         "optimiser": varied("Does AdamW forget between steps?", "reset_optimizer", (False, True)),
         "stop": varied("Below which loss does a step stop?", "stop_loss", (None, 0.03, 0.06, 0.12)),
         "freeze": varied("Does A learn too?", "freeze_a", (False, True)),

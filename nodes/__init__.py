@@ -21,6 +21,7 @@ from .editing import LayoutEditor
 from .masks import SoftMask
 from .memory import (
     MemoryBrowse,
+    MemoryConsolidate,
     MemoryDelete,
     MemoryExport,
     MemoryImport,
@@ -43,7 +44,7 @@ class TTOMExtension(ComfyExtension):
         add_routes()  # not every ComfyUI calls on_load
         memory = [
             *[MemoryOpen, MemoryRead, MemoryInsert, MemoryUpdate, MemoryDelete],
-            *[MemoryBrowse, MemoryExport, MemoryImport],
+            *[MemoryConsolidate, MemoryBrowse, MemoryExport, MemoryImport],
         ]
         planning = [LanguageModel, LayoutPlanner, LayoutEditor, LayoutPreview]
         conversion = [LayoutFromBoxes, LayoutFromMask, LayoutFromTracks, LayoutToBoxes, LayoutToTracks]

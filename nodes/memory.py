@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import torch
 from comfy_api.latest import io, ui
 
 from ..ttom_core.errors import TTOMError
 from ..ttom_core.memory.embedding import text_embedder
 from ..ttom_core.optimize import PRESETS, insist_on_layers
 from . import compat, host
-from .inputs import about, checked, folded, insist_on_licence
+from .inputs import about, checked, folded, insist_on_licence, sampling_inputs
 from .sampling import with_layers
 from .types import BackboneSocket, LayoutSocket, MemorySocket, RecallSocket, Solved, SolvedSocket
 
@@ -287,6 +288,83 @@ class MemoryUpdate(io.ComfyNode):
             loss_last=solved.trace.last_loss,
         )
         return _told(f"The memory: {done}.", memory)
+
+
+class MemoryConsolidate(io.ComfyNode):
+    """`ttom_core.memory.scenes.consolidate_scene`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TTOM_MemoryConsolidate",
+            display_name="Memory Consolidate (TTOM)",
+            category=CATEGORY,
+            description=(
+                "Makes one entry of each scene's entries, learnt over many clips of its prompts: one that "
+                "is worth reading without optimising."
+            ),
+            inputs=[
+                MemorySocket.Input("memory"),
+                BackboneSocket.Input("backbone", tooltip="The model that the entries were made with."),
+                io.String.Input("words", default="", tooltip="Only entries that have each of these words."),
+                io.Combo.Input("preset", options=list(PRESETS), default="demo", tooltip="How it is learnt."),
+                io.Int.Input("clips", default=48, min=1, max=10_000, tooltip="To learn a scene from."),
+                *sampling_inputs(),
+            ],
+            outputs=[
+                MemorySocket.Output("memory_out", display_name="memory"),
+                io.String.Output("text", display_name="text"),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    @checked
+    def execute(
+        cls,
+        memory: MemoryStore,
+        backbone: Backbone,
+        words: str,
+        preset: str,
+        clips: int,
+        seed: int,
+        steps: int,
+        guidance_scale: float,
+        num_frames: int,
+        width: int,
+        height: int,
+    ) -> io.NodeOutput:
+        from ..ttom_core.generate import Progress
+        from ..ttom_core.memory.pack import printable
+        from ..ttom_core.memory.scenes import consolidate_scene, scenes_of
+
+        scenes = scenes_of(memory.entries(words), backbone.fingerprint)
+        show, lines = host.progress_on(cls.hidden.unique_id), []
+        for number, entries in enumerate(scenes):
+            scene = printable(entries[0].key.sentence)
+
+            def tell(done: int, total: int, loss: float, before: int = number, scene: str = scene) -> None:
+                show(Progress("optimise", before * total + done, len(scenes) * total, loss, scene))
+
+            with torch.inference_mode(False):
+                made, first, last = consolidate_scene(
+                    backbone,
+                    memory,
+                    entries,
+                    PRESETS[preset],
+                    clips=clips,
+                    seed=seed,
+                    steps=steps,
+                    guidance_scale=guidance_scale,
+                    num_frames=num_frames,
+                    height=height,
+                    width=width,
+                    on_progress=tell,
+                )
+            what = f"became {made.id[:8]}" if made else "kept as they were"
+            lines.append(f"{len(entries)} {what}: {scene}, loss {first:.3f} → {last:.3f}")
+        return _told("\n".join(lines), memory)
 
 
 class MemoryDelete(io.ComfyNode):

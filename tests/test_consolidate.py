@@ -212,4 +212,4 @@ def test_a_memory_of_another_model_is_one_sentence(filled, backbone, monkeypatch
     monkeypatch.setattr(cli, "loaded", lambda options: backbone)
     monkeypatch.setattr(backbone, "fingerprint", "another")
     assert cli.main(["consolidate", "--store", str(filled)]) == 2
-    assert "no entries of this model" in capsys.readouterr().err
+    assert "Nothing there is of this model" in capsys.readouterr().err

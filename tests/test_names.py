@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ttom_core.backbones.fingerprint import fingerprint
-from ttom_core.backbones.names import COGVIDEOX, convert, diffusers_name, names_of, native_name
+from ttom_core.backbones.names import COGVIDEOX, WAN, adapted, convert, diffusers_name, names_of, native_name
 from ttom_core.backbones.native import native_fingerprint
 from ttom_core.cli import main
 from ttom_core.errors import TTOMError
@@ -31,6 +31,16 @@ def test_the_names_are_one_to_one(names: list[str]) -> None:
     native = [native_name(name) for name in names]
     assert len(set(native)) == len(names)
     assert [diffusers_name(name) for name in native] == names
+
+
+def test_what_a_family_adapts_before_a_map() -> None:
+    features = [f"blocks.0.attn1.{part}" for part in ("to_q", "to_k", "to_v", "to_out.0")]
+    assert adapted(WAN, (0,), "features") == features
+    assert adapted(WAN, (1,), "features")[4:6] == ["blocks.0.ffn.net.0.proj", "blocks.0.ffn.net.2"]
+    joint = [f"transformer_blocks.{i}.ff.net.{part}" for i in (0, 1) for part in ("0.proj", "2")]
+    assert adapted(COGVIDEOX, (2,), "features") == joint
+    with pytest.raises(TTOMError, match="choose a deeper loss layer"):
+        adapted(COGVIDEOX, (0,), "features")
 
 
 def test_they_are_the_names_that_diffusers_itself_reads(names: list[str]) -> None:

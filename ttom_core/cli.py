@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .doctor_cli import add_doctor, run_doctor
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from .generate import Generation
     from .layout import Layout
     from .memory.recall import Memory, MemorySettings
-    from .memory.store import MemoryEntry
     from .optimize import TTOSettings
     from .planner import LLMSettings
 
@@ -497,54 +495,33 @@ def _doctor(options: argparse.Namespace) -> None:
 def _consolidate(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from .consolidate import consolidate
     from .memory.pack import printable
-    from .memory.recall import merge
+    from .memory.scenes import consolidate_scene, scenes_of
     from .memory_cli import opened
 
     settings, sampling = _settings(options), _clip_settings(options)
     with opened(options, write=True) as store:
         chosen = [store.get(entry_id) for entry_id in options.ids] or list(store.entries())
         backbone = loaded(options)
-        scenes: dict[tuple[str, str], list[MemoryEntry]] = {}
-        for entry in chosen:
-            if entry.fingerprint == backbone.fingerprint and entry.layout is not None:
-                scenes.setdefault((entry.key.digest, entry.embedder), []).append(entry)
-        if not scenes:
-            raise TTOMError("The memory has no entries of this model with a layout; choose another model.")
-        for entries in scenes.values():
-            lessons = [(entry.prompt, entry.layout) for entry in entries if entry.layout]
+        for entries in scenes_of(chosen, backbone.fingerprint):
             with tqdm(total=options.clips, unit="clip", desc=printable(entries[0].key.sentence)) as bar:
 
                 def tell(done: int, total: int, loss: float, bar: Any = bar) -> None:
                     bar.set_postfix(loss=f"{loss:.3f}")
                     bar.update()
 
-                adapter, losses = consolidate(
+                made, first, last = consolidate_scene(
                     backbone,
-                    lessons,
+                    store,
+                    entries,
                     settings,
                     clips=options.clips,
                     seed=options.seed,
                     on_progress=tell,
                     **sampling,
                 )
-            part = max(1, options.clips // 4)
-            first, last = fmean(losses[:part]), fmean(losses[-part:])
-            if last >= first:
-                print(f"{len(entries)} kept as they were: the loss stayed at {first:.3f}")
-                continue
-            made = merge(
-                store,
-                entries,
-                adapter,
-                settings=settings.model_dump(mode="json"),
-                lora_seed=settings.lora_seed,
-                loss_first=first,
-                loss_last=last,
-                note=f"consolidated over {options.clips} clips of {len(lessons)} prompts",
-            )
-            print(f"{len(entries)} became {made.id[:8]}: loss {first:.3f} → {last:.3f}")
+            what = f"became {made.id[:8]}" if made else "kept as they were"
+            print(f"{len(entries)} {what}: loss {first:.3f} → {last:.3f}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

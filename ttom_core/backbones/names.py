@@ -7,12 +7,12 @@ The tensors are the same, bit for bit, in both: only their names differ.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..adapter import BlockParts
+from ..adapter import BlockParts, adapter_places
 from ..errors import TTOMError
 
 
@@ -99,6 +99,20 @@ COGVIDEOX = Names(
 def names_of(tensors: Iterable[str]) -> Names:
     """The family of a transformer with tensors of these names, diffusers' or ComfyUI's; Wan if in doubt."""
     return COGVIDEOX if any(".norm1.linear." in name for name in tensors) else WAN
+
+
+def adapted(names: Names, layers: Sequence[int], scope: str) -> list[str]:
+    """The linear layers that an adapter sits on when the loss is taken at these layers, by diffusers' names.
+
+    TTOMError where the scope leaves none.
+    """
+    places = adapter_places(layers, scope, names.parts)
+    if not places:
+        raise TTOMError(
+            f"Nothing comes before the attention of layer {max(layers)} that the scope {scope!r} could "
+            "adapt; choose a deeper loss layer."
+        )
+    return [f"{names.blocks}.{block}.{linear}" for block, linear in places]
 
 
 def native_name(name: str, names: Names = WAN) -> str:

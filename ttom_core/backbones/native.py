@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
-from ..adapter import adapter_places
 from ..attention import (
     EarlyExit,
     JointMap,
@@ -33,7 +32,7 @@ from ..attention import (
 from ..errors import TTOMError
 from .fingerprint import fingerprint
 from .frozen import WeightOf, differentiable
-from .names import WAN, Names, diffusers_name, names_of, native_name
+from .names import WAN, Names, adapted, diffusers_name, names_of, native_name
 from .phrases import EncodedPrompt
 
 if TYPE_CHECKING:
@@ -90,10 +89,8 @@ class NativeModel:
         self.fingerprint = native_fingerprint(weights)
 
     def adapter_modules(self, layers: Sequence[int], scope: str) -> dict[str, Any]:
-        model, names = self.transformer.model, self.names
-        places = adapter_places(layers, scope, names.parts)
-        paths = [f"{names.blocks}.{block}.{linear}" for block, linear in places]
-        return {path: model.get_submodule(native_name(path, names)) for path in paths}
+        model, paths = self.transformer.model, adapted(self.names, layers, scope)
+        return {path: model.get_submodule(native_name(path, self.names)) for path in paths}
 
 
 class NativeRun(NativeModel, ABC):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..adapter import adapter_places, is_adapted, uncompiled
+from ..adapter import is_adapted, uncompiled
 from ..attention import (
     EarlyExit,
     JointMap,
@@ -31,7 +31,7 @@ from ..attention import (
 from ..errors import TTOMError
 from .fingerprint import fingerprint
 from .frozen import differentiable
-from .names import Names
+from .names import Names, adapted
 from .parallel import devices_of
 from .phrases import EncodedPrompt
 from .published import default_layers
@@ -215,8 +215,7 @@ class PipelineBackbone(ABC):
     # Adapters and maps ----------------------------------------------------------------------------
 
     def adapter_modules(self, layers: Sequence[int], scope: str) -> dict[str, nn.Linear]:
-        places = adapter_places(layers, scope, self.names.parts)
-        paths = [f"{self.names.blocks}.{block}.{linear}" for block, linear in places]
+        paths = adapted(self.names, layers, scope)
         return {path: self.transformer.get_submodule(path) for path in paths}
 
     def default_layers(self) -> tuple[int, ...]:
