@@ -10,7 +10,7 @@ model, TTO alone, the memory read without optimising, and the memory as the star
 the iterations varied, and the paper's memory's size and number of fused entries too. Controls: the adapter of
 the mirrored scene (the wrong direction) and random ones.
 
-On four cores the scenes take about 35 minutes, once, the solved prompts 17, and then a prompt 13 s by the
+On four cores the scenes take about 27 minutes, once, the solved prompts 17, and then a prompt 13 s by the
 first four variants, a minute by all; on two cores twice that. Resumable: a scene or a solved prompt is an
 entry of a store, a clip is a line in rows.jsonl, which benchmarks/evidence.py and ablations.py share.
 `--only` says what is made now; the result tells of all variants that have their clips of the present model,

@@ -5,7 +5,7 @@ over many clips of the scene's prompts on fresh noise. Then it has to earn its p
 are made with and without it, nothing being optimised, and it is kept only where the scorer finds their
 composition no lower and their presence no lower by more than 0.03. No held-out prompt is seen.
 
-39 scenes of about 200 s on a core: 35 minutes on four cores. Interrupted, the same command goes on from the
+39 scenes of about 165 s on a core: 27 minutes on four cores. Interrupted, the same command goes on from the
 last scene; another model, other settings or other code begin a memory of their own.
 
 Beside it the paper's memory can be made, which benchmarks/memory_quality.py compares it with: every prompt
@@ -53,7 +53,7 @@ from .train import MODEL
 
 PACK = Path(__file__).resolve().parent.parent / "memory_store" / "starter" / "demo.ttompack"
 STEPS = 20
-CLIPS = 48  # that a scene is consolidated over
+CLIPS = 32  # that a scene is consolidated over
 CHECKS = 8  # clips with its adapter, and as many without
 LOST_PRESENCE = 0.03
 # Far from any seed that a prompt is evaluated with.

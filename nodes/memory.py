@@ -308,7 +308,7 @@ class MemoryConsolidate(io.ComfyNode):
                 BackboneSocket.Input("backbone", tooltip="The model that the entries were made with."),
                 io.String.Input("words", default="", tooltip="Only entries that have each of these words."),
                 io.Combo.Input("preset", options=list(PRESETS), default="demo", tooltip="How it is learnt."),
-                io.Int.Input("clips", default=48, min=1, max=10_000, tooltip="To learn a scene from."),
+                io.Int.Input("clips", default=32, min=1, max=10_000, tooltip="To learn a scene from."),
                 *sampling_inputs(),
             ],
             outputs=[

@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         "consolidate", help="learn one adapter for each scene of a memory, that needs no optimising"
     )
     consolidate.add_argument("ids", nargs="*", metavar="ID", help="of entries (default: all)")
-    consolidate.add_argument("--clips", type=int, default=48, help="to learn a scene from (default 48)")
+    consolidate.add_argument("--clips", type=int, default=32, help="to learn a scene from (default 32)")
     consolidate.add_argument("--store", type=Path, metavar="FOLDER", help="default: memory_store/USER")
     consolidate.add_argument("--user", default="default", help="whose memory it is (default: default)")
     _clip(consolidate)

@@ -31,7 +31,7 @@ def consolidate(
     lessons: Sequence[tuple[str, Layout]],
     settings: TTOSettings,
     *,
-    clips: int = 48,
+    clips: int = 32,
     seed: int = 0,
     steps: int = 20,
     guidance_scale: float = 4.0,
