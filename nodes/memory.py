@@ -291,7 +291,7 @@ class MemoryUpdate(io.ComfyNode):
 
 
 class MemoryConsolidate(io.ComfyNode):
-    """`ttom_core.memory.scenes.consolidate_scene`."""
+    """`ttom_core.scenes.consolidate_scene`."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -337,7 +337,7 @@ class MemoryConsolidate(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..ttom_core.generate import Progress
         from ..ttom_core.memory.pack import printable
-        from ..ttom_core.memory.scenes import consolidate_scene, scenes_of
+        from ..ttom_core.scenes import consolidate_scene, scenes_of
 
         scenes = scenes_of(memory.entries(words), backbone.fingerprint)
         show, lines = host.progress_on(cls.hidden.unique_id), []

@@ -41,6 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generate": {
         *FOUNDATIONS, "attention", "backbones.base", "forecast", "optimize", "latents", "memory", "planner",
     },
+    "consolidate": {*FOUNDATIONS, "attention", "backbones.base", "forecast", "optimize"},
+    "scenes": {"backbones.base", "consolidate", "memory", "optimize"},
     "evaluation": {*FOUNDATIONS, *SCENE, "backbones", "optimize", "probe", "memory", "generate"},
     "stream": {"layout", "backbones.base", "generate", "memory", "optimize", "planner"},
     "doctor_cli": {"backbones", "forecast", "optimize"},
@@ -49,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "probe_cli": {"backbones", "evaluation", "generate", "model_cli", "pictures", "planner", "probe"},
     "cli": {
         *FOUNDATIONS, *SCENE, "backbones", "optimize", "probe", "memory", "generate", "stream", "evaluation",
-        "doctor_cli", "forecast", "memory_cli", "model_cli", "probe_cli",
+        "doctor_cli", "forecast", "memory_cli", "model_cli", "probe_cli", "scenes",
     },
 }  # fmt: skip
 WITHOUT_TORCH = ("layout", "conversion", "planner", "pictures")

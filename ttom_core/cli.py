@@ -496,8 +496,8 @@ def _consolidate(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from .memory.pack import printable
-    from .memory.scenes import consolidate_scene, scenes_of
     from .memory_cli import opened
+    from .scenes import consolidate_scene, scenes_of
 
     settings, sampling = _settings(options), _clip_settings(options)
     with opened(options, write=True) as store:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from ..backbones.base import Backbone
-from ..consolidate import consolidate
-from ..errors import TTOMError
-from ..optimize import TTOSettings
-from .recall import merge
-from .store import MemoryEntry, MemoryStore
+from .backbones.base import Backbone
+from .consolidate import consolidate
+from .errors import TTOMError
+from .memory.recall import merge
+from .memory.store import MemoryEntry, MemoryStore
+from .optimize import TTOSettings
 
 
 class Consolidated(NamedTuple):
