@@ -364,7 +364,7 @@ def test_a_model_for_images_is_optimised_by_its_text_attention(comfyui: Any, tmp
     assert min(losses(run)) < losses(run)[0]
     saved = sorted((comfyui.base / "output" / "loras").glob("native*.safetensors"))[-1]
     header = saved.read_bytes()
-    assert b"diffusion_model.blocks.0.cross_attn.q.lora_A.weight" in header
+    assert b"diffusion_model.blocks.0.self_attn.q.lora_A.weight" in header
     assert b"k_img" not in header
 
 
