@@ -20,6 +20,7 @@ settings and code, and replaces one that tells of more only with --force. Writes
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import re
 import sys
@@ -133,6 +134,17 @@ PAIRS = (
     ("solved_only", "solved_only_top10"),
     ("solved_tto", "solved_tto_top10"),
     *(("solved_tto", f"solved_tto_of_{size}") for size in SIZES[:-1]),
+)
+# Told apart at the prompts whose scene the memory knows.
+KNOWN = (
+    ("memory_only", "base"),
+    ("memory_only", "tto"),
+    ("memory_only", "random_only"),
+    ("memory_tto", "tto"),
+    ("memory_tto_half", "tto"),
+    ("memory_tto_half", "tto_half"),
+    ("memory_tto_quarter", "tto_quarter"),
+    ("memory_tto_quarter", "random_quarter"),
 )
 # What the wrong direction stands beside, on the prompts that have one.
 DIRECTED = ("base", "tto", "memory_only", "memory_tto")
@@ -252,6 +264,14 @@ def table_of(rows: dict[str, dict[int, Row]]) -> dict[str, dict[str, Any]]:
     if "memory_tto" in whole:
         hits = [row["entries"] > 0 for row in whole["memory_tto"]]
         table["prompts_with_a_hit"] = estimate(hits, "share")
+        known = {
+            f"{name}_where_known": [row for row, hit in zip(rows, hits, strict=True) if hit]
+            for name, rows in whole.items()
+            if name in {*itertools.chain(*KNOWN)}
+        }
+        pairs = [(f"{one}_where_known", f"{other}_where_known") for one, other in KNOWN]
+        if any(hits):
+            table |= figures(known, [pair for pair in pairs if known.keys() >= {*pair}], by_category=False)
     return table
 
 
