@@ -131,6 +131,11 @@ GOALS = (
     ),
     Claim(
         "control",
+        "read without optimising, a scene's own entries are better than random ones",
+        (ahead(MEMORY, "memory_only", "random_only"),),
+    ),
+    Claim(
+        "control",
         "a scene's own entries are better than random ones",
         (ahead(MEMORY, "memory_tto", "random"),),
     ),
