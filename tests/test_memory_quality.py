@@ -74,6 +74,15 @@ def test_a_clip_from_memory_knows_everything_that_decides_it():
     assert all(found[name][index].key("elsewhere") != keys[name] for name in VARIANTS)
 
 
+def memories_are_there(monkeypatch) -> None:
+    """A model of any name, whose memories need not be built."""
+    monkeypatch.setitem(INSIDE, "backbone_of", lambda model: SimpleNamespace(video_fingerprint=model))
+    for kind in ("scenes", "solved"):
+        monkeypatch.setitem(INSIDE, f"{kind}_folder", lambda work, model, kind=kind: work / model / kind)
+    for build in ("fill_scenes", "build_solved"):
+        monkeypatch.setitem(INSIDE, build, lambda *_: None)
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """The command, with rows made in no time for a model of any name; returns what it wrote."""
@@ -89,11 +98,7 @@ def run(tmp_path, monkeypatch):
                     made.append(key)
         return {key: known[key] for key in wanted}
 
-    monkeypatch.setitem(INSIDE, "backbone_of", lambda model: SimpleNamespace(video_fingerprint=model))
-    for kind in ("scenes", "solved"):
-        monkeypatch.setitem(INSIDE, f"{kind}_folder", lambda work, model, kind=kind: work / model / kind)
-    for build in ("fill_scenes", "build_solved"):
-        monkeypatch.setitem(INSIDE, build, lambda *_: None)
+    memories_are_there(monkeypatch)
     monkeypatch.setitem(INSIDE, "rows_of", rows_of)
 
     def call(*arguments, model="one", limit=7, code=0):
@@ -133,11 +138,7 @@ def test_a_part_never_replaces_a_result_that_tells_of_more(run, capsys):
 
 def test_nothing_is_written_of_prompts_that_have_no_mirrored_scene(tmp_path, monkeypatch, capsys):
     assert not QUALITY["mirrored"](HELD_OUT[0]["prompt"])
-    monkeypatch.setitem(INSIDE, "backbone_of", lambda model: SimpleNamespace(video_fingerprint=model))
-    for kind in ("scenes", "solved"):
-        monkeypatch.setitem(INSIDE, f"{kind}_folder", lambda work, model, kind=kind: work / model / kind)
-    for build in ("fill_scenes", "build_solved"):
-        monkeypatch.setitem(INSIDE, build, lambda *_: None)
+    memories_are_there(monkeypatch)
     where = ["--out", str(tmp_path), "--results", str(tmp_path)]
     assert QUALITY["main"]([*where, "--limit", "1", "--only", "wrong_direction"]) == 2
     assert "raise --limit" in capsys.readouterr().err and not list(tmp_path.glob("*.json"))

@@ -110,7 +110,7 @@ def adapter_places(layers: Sequence[int], scope: str, parts: BlockParts) -> list
 
     Of the attentions that the maps are read from, `reachable` is all that the loss depends on (the paper's),
     `selected` that in these layers alone, `maps` these layers' queries and keys. `features` is all that the
-    loss depends on but them: a map that is read as it was trained to be follows only where the video does.
+    loss depends on but them: a map that is read as it was trained to be has to follow with the video.
     """
     last = max(layers)
     if scope == "features":

@@ -50,6 +50,8 @@ def consolidate(
     """
     if not lessons:
         raise TTOMError("There is nothing to consolidate; give at least one prompt and its layout.")
+    if clips < 1:
+        raise TTOMError(f"Consolidation needs at least 1 clip to learn from, not {clips}.")
     if not settings.iterations:
         raise TTOMError("Consolidation optimises an adapter; choose settings with iterations.")
     once = settings.model_copy(update={"iterations": 1, "stop_loss": None, "latents": None})

@@ -54,6 +54,8 @@ def consolidate_scene(
 
     `sampling` is handed on to `consolidate`. An interrupt leaves the memory as it was.
     """
+    if store.read_only:
+        raise TTOMError(f"The memory {store.folder} is open read-only, so nothing can be consolidated in it.")
     lessons = [(entry.prompt, entry.layout) for entry in entries if entry.layout is not None]
     adapter, losses = consolidate(
         backbone, lessons, settings, clips=clips, seed=seed, on_progress=on_progress, **sampling
