@@ -7,19 +7,20 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from diffusers import WanPipeline
+import torch
+from diffusers import DiffusionPipeline
 
-CARD = """# Demo model
+from .scenes import FPS, SIZE
 
-A small text-to-video model of the real classes (`WanPipeline`: UMT5 text encoder, Wan transformer,
-Wan VAE, flow-matching Euler), trained from scratch on the scenes of `demo/scenes.py`. It exists so that
-layout guidance can be tested honestly in seconds; it draws flat shapes and nothing else.
+CARD = """# {title}
+
+{about}
 
 | part | parameters | shape |
 |---|---|---|
 {parts}
 
-Clips are 64×64, 21 frames, 8 fps; latents 16×6×16×16, 384 video tokens, {text} text tokens.
+Clips are 64×64, {frames} frames, 8 fps; latents 16×{latents}×16×16, {tokens} video and {text} text tokens.
 Use 20 steps, guidance 4, and `max_sequence_length={text}` when calling the pipeline yourself:
 it was trained with exactly that much padding.
 
@@ -46,8 +47,31 @@ def read_curve(path: Path) -> list[dict[str, float]]:
     return [row for _, row in sorted({row["iteration"]: row for row in rows}.items())]
 
 
-def write_card(folder: Path, pipe: WanPipeline, work: Path, facts: dict[str, Any]) -> None:
-    """Write MODEL_CARD.md and curves.png into `folder` from the training's curves in `work`."""
+def save_model(pipe: DiffusionPipeline, folder: Path, frames: int) -> None:
+    """Write a demo model as a diffusers folder in bf16, with what clips it makes."""
+    pipe.to("cpu", torch.bfloat16).save_pretrained(folder)
+    size = {"num_frames": frames, "height": SIZE, "width": SIZE, "fps": FPS}
+    clip = size | {"steps": 20, "guidance_scale": 4.0}
+    (folder / "clip.json").write_text(json.dumps(clip, indent=1) + "\n")
+
+
+def machine(device: str) -> str:
+    """What a model was trained on."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+
+
+def write_card(
+    folder: Path,
+    pipe: DiffusionPipeline,
+    shapes: dict[str, str],
+    frames: int,
+    work: Path,
+    facts: dict[str, Any],
+) -> None:
+    """Write MODEL_CARD.md and curves.png into `folder` from the training's curves in `work`.
+
+    `shapes` says a word of each part, `facts` fill the rest of `CARD`.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -66,16 +90,20 @@ def write_card(folder: Path, pipe: WanPipeline, work: Path, facts: dict[str, Any
         stages.append(f"| {name} | {seen} | {int(rows[-1]['iteration'])} | {minutes:.0f} min |")
     figure.savefig(folder / "curves.png", dpi=100)
     pyplot.close(figure)
-    t, v, u = pipe.transformer.config, pipe.vae.config, pipe.text_encoder.config
-    heads = f"{t.num_attention_heads} × {t.attention_head_dim}"
+    t, u = pipe.transformer.config, pipe.text_encoder.config
+    heads = f"{t.num_layers} layers, {t.num_attention_heads} × {t.attention_head_dim}"
     shapes = {
-        "transformer": f"{t.num_layers} layers, {heads}, ffn {t.ffn_dim}",
-        "vae": f"base {v.base_dim}, dim_mult {v.dim_mult}, {v.z_dim} latent channels",
+        "transformer": f"{heads}, {shapes['transformer']}",
+        "vae": f"{shapes['vae']}, 16 latent channels",
         "text_encoder": f"{u.num_layers} layer, d_model {u.d_model}, {u.vocab_size} words",
     }
     parts = [
         f"| {name} | {getattr(pipe, name).num_parameters() / 1e6:.2f} M | {shape} |"
         for name, shape in shapes.items()
     ]
-    text = CARD.format(parts="\n".join(parts), stages="\n".join(stages), **facts)
+    latents = 1 + (frames - 1) // 4
+    sizes = {"frames": frames, "latents": latents, "tokens": 64 * latents}
+    text = CARD.format(
+        parts="\n".join(parts), stages="\n".join(stages), torch=torch.__version__, **sizes, **facts
+    )
     (folder / "MODEL_CARD.md").write_text(text)

@@ -8,7 +8,7 @@ shape, role) combinations never appears in training; prompts built around those 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -108,8 +108,27 @@ class Scene:
         ]
         return np.stack(boxes) / SIZE
 
-    def render(self, first: int = 0, frames: int = FRAMES) -> np.ndarray:
+    def __len__(self) -> int:
+        """How many frames it has."""
+        return len(self.instances[0].sizes)
+
+    def in_frames(self, frames: int) -> Scene:
+        """The same scene in so many frames, evenly spread over its time."""
+        old, new = np.linspace(0, 1, len(self)), np.linspace(0, 1, frames)
+
+        def spread(track: np.ndarray) -> np.ndarray:
+            return np.interp(new, old, track)
+
+        instances = tuple(
+            replace(i, centres=np.stack([*map(spread, i.centres.T)], 1), sizes=spread(i.sizes))
+            for i in self.instances
+        )
+        return replace(self, instances=instances)
+
+    def render(self, first: int = 0, frames: int | None = None) -> np.ndarray:
         """Draw the scene (or only `frames` of it), anti-aliased, as uint8 [frames, H, W, 3]."""
+        time = np.linspace(0, 1, len(self))
+        frames = len(self) if frames is None else frames
         grid = np.arange(SIZE) + 0.5
         xx, yy = np.meshgrid(grid, grid)
         video = np.empty((frames, SIZE, SIZE, 3), np.float32)
@@ -121,7 +140,7 @@ class Scene:
             for f in range(first, first + frames):
                 dx, dy = xx - instance.centres[f, 0], yy - instance.centres[f, 1]
                 cover = np.clip(0.5 - _distance(noun.shape, dx, dy, instance.sizes[f] / 2), 0, 1)
-                colour = start + (end - start) * TIME[f]
+                colour = start + (end - start) * time[f]
                 video[f - first] += cover[..., None] * (colour - video[f - first])
         return video.round().astype(np.uint8)
 
@@ -144,20 +163,19 @@ def held_out(colour: str, shape: str, role: str) -> bool:
 class SceneSampler:
     """Random scenes from one seed; with `held_out=True` the first noun is always a held-out one."""
 
-    def __init__(self, seed: int, held_out: bool = False) -> None:
+    def __init__(self, seed: int, held_out: bool = False, frames: int = FRAMES) -> None:
         self.rng = np.random.default_rng(seed)
-        self.held_out = held_out
+        self.held_out, self.frames = held_out, frames
 
     def sample(self, category: str | None = None) -> Scene:
         """Draw one scene of a category (by default any, or one lone object)."""
         if category is None:
             options = (*CATEGORIES, "single")
             category = options[self.rng.integers(len(options))]
-        scene = getattr(self, f"_{category}")()
-        if self.rng.random() < 0.5:
-            return scene
-        suffix = f" on a {scene.background} background"
-        return Scene(**{**scene.__dict__, "caption": scene.caption + suffix})
+        scene: Scene = getattr(self, f"_{category}")()
+        if self.rng.random() >= 0.5:
+            scene = replace(scene, caption=f"{scene.caption} on a {scene.background} background")
+        return scene if self.frames == FRAMES else scene.in_frames(self.frames)
 
     # Choices ------------------------------------------------------------------------------------
 

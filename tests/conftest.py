@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
+from ttom_core.backbones.folder import TrainedClip
 from ttom_core.backbones.wan import WanBackbone
 from ttom_core.masks import SoftMasks
 from ttom_core.optimize import TTOSettings
@@ -52,7 +53,7 @@ def tiny_pipeline() -> WanPipeline:
 
 @pytest.fixture
 def backbone(tiny_pipeline: WanPipeline) -> WanBackbone:
-    return WanBackbone(tiny_pipeline, fps=8)
+    return WanBackbone(tiny_pipeline, clip=TrainedClip(fps=8))
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def backbone64(tiny_pipeline: WanPipeline) -> WanBackbone:
     parts.pop("transformer_2", None)
     pipe = WanPipeline(**parts)
     pipe.transformer.double()
-    return WanBackbone(pipe, fps=8)
+    return WanBackbone(pipe, clip=TrainedClip(fps=8))
 
 
 @pytest.fixture

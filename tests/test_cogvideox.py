@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ttom_core.adapter import attach, init_adapter
 from ttom_core.attention import PrefixCache, joint_phrase_maps, phrase_maps
 from ttom_core.backbones.cogvideox import CogVideoXBackbone
+from ttom_core.backbones.folder import TrainedClip
 from ttom_core.errors import TTOMError
 from ttom_core.generate import generate
 from ttom_core.masks import SoftMasks
@@ -326,7 +327,7 @@ def test_the_whole_story_in_one_call(backbone):
 def test_adapters_of_the_other_family_are_refused(backbone, masks, tiny_pipeline):
     from ttom_core.backbones.wan import WanBackbone
 
-    wan = WanBackbone(tiny_pipeline, fps=8)
+    wan = WanBackbone(tiny_pipeline, clip=TrainedClip(fps=8))
     stranger = init_adapter(wan.adapter_modules((1,), "reachable"), 4, 4.0, 0, wan.fingerprint)
     with pytest.raises(TTOMError, match=r"made with wan-4x48-\w+, this model is cogvideox-4x32"):
         TTO(backbone, masks, PROMPT, SETTINGS, steps=STEPS, adapter=stranger)

@@ -7,7 +7,7 @@ import pytest
 
 from demo.prompts import FOLDER, collect, spec
 from demo.scenes import CATEGORIES, FRAMES, GRID, SIZE, SceneSampler, held_out
-from demo.train import lesson
+from demo.training import lesson
 from ttom_core.errors import TTOMError
 from ttom_core.evaluation.evaluate import bootstrap, figures, load_prompts, markdown
 from ttom_core.evaluation.scores import score

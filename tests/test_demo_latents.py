@@ -7,7 +7,7 @@ import torch
 
 from demo.latents import Basis, blocks, principal_components, project
 from demo.scenes import SceneSampler
-from demo.train import clips
+from demo.training import clips
 
 
 @pytest.fixture(scope="module")

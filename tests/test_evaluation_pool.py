@@ -15,6 +15,7 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
+from ttom_core.backbones.folder import TrainedClip
 from ttom_core.backbones.wan import WanBackbone
 from ttom_core.errors import TTOMError
 from ttom_core.evaluation import pool
@@ -194,7 +195,7 @@ def test_code_is_what_it_does(tmp_path, monkeypatch):
 
 def test_a_models_identity_knows_what_stands_around_the_denoiser(tiny_pipeline):
     def identity(**changed):
-        return identity_of(WanBackbone(WanPipeline(**{**parts, **changed}), fps=8))
+        return identity_of(WanBackbone(WanPipeline(**{**parts, **changed}), clip=TrainedClip(fps=8)))
 
     parts = {name: part for name, part in tiny_pipeline.components.items() if name != "transformer_2"}
     scheduler, vae = parts["scheduler"], copy.deepcopy(parts["vae"])

@@ -21,6 +21,7 @@ from test_attention import call_of
 from test_optimize import state_of
 
 from ttom_core.backbones.cogvideox import CogVideoXBackbone
+from ttom_core.backbones.folder import TrainedClip
 from ttom_core.backbones.wan import WanBackbone
 from ttom_core.cli import main
 from ttom_core.errors import TTOMError
@@ -301,7 +302,7 @@ def test_the_noise_that_a_run_starts_from_is_on_the_shell(
 
 def pipeline_with(backbone, **parts) -> WanBackbone:
     kept = {k: v for k, v in backbone.pipeline.components.items() if k != "transformer_2"}
-    return WanBackbone(WanPipeline(**(kept | parts)), fps=8)
+    return WanBackbone(WanPipeline(**(kept | parts)), clip=TrainedClip(fps=8))
 
 
 def run(backbone, on_step=lambda step: None, size=SIZE):

@@ -70,16 +70,26 @@ def test_the_family_is_read_from_the_folder(published, published_wan):
     assert load(published, dtype=torch.bfloat16).transformer.dtype == torch.bfloat16
 
 
-def test_a_folder_can_say_its_frame_rate(folder):
-    (folder / "clip.json").write_text('{"fps": 12}')
-    assert load(folder).fps == 12
+def test_a_folder_can_say_what_clips_it_was_trained_on(folder):
+    assert load(folder).trained_clip.size == {"num_frames": 21, "height": 64, "width": 64}
+    (folder / "clip.json").write_text('{"fps": 12, "num_frames": 9, "width": 80, "steps": 20}')
+    backbone = load(folder)
+    assert backbone.fps == 12
+    assert backbone.trained_clip.size == {"num_frames": 9, "height": 64, "width": 80}
 
 
-@pytest.mark.parametrize("fps", ["0", "-8", "7.5", '"12"', "true", "null"])
-def test_a_frame_rate_that_is_none_is_refused(folder, monkeypatch, fps):
-    (folder / "clip.json").write_text(f'{{"fps": {fps}}}')
-    words = r"clip\.json gives .* as fps; write the model's frames a second"
+@pytest.mark.parametrize("name", ["fps", "num_frames", "height"])
+@pytest.mark.parametrize("value", ["0", "-8", "7.5", '"12"', "true", "null", "1e9"])
+def test_a_clip_that_cannot_be_is_refused(folder, monkeypatch, name, value):
+    (folder / "clip.json").write_text(f'{{"{name}": {value}}}')
+    words = rf"clip\.json gives .* as {name}; write the model's [a-z ]+, such as \d+\."
     refused(words, folder, monkeypatch=monkeypatch, error=TTOMError)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3"])
+def test_a_clip_file_of_another_form_is_refused(folder, monkeypatch, text):
+    (folder / "clip.json").write_text(text)
+    refused(r"clip\.json is not a JSON object", folder, monkeypatch=monkeypatch, error=TTOMError)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory.\nTried"), MemoryError()])

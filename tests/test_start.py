@@ -5,7 +5,8 @@ import torch
 from transformers import UMT5EncoderModel
 
 from demo.start import NEIGHBOURS
-from demo.train import MODEL, attention, build_pipeline
+from demo.train import MODEL, build_pipeline
+from demo.training import attention
 
 GRID = (3, 5, 5)
 

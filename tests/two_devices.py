@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from ttom_core.adapter import Adapter, attach, init_adapter
 from ttom_core.attention import PrefixCache
+from ttom_core.backbones.folder import TrainedClip
 from ttom_core.backbones.parallel import context_parallel
 from ttom_core.backbones.wan import WanBackbone
 from ttom_core.errors import TTOMError
@@ -107,7 +108,7 @@ def build() -> WanBackbone:
     torch.set_num_threads(1)
     pipe = build_tiny()
     pipe.transformer.requires_grad_(False)
-    return WanBackbone(pipe, fps=8)
+    return WanBackbone(pipe, clip=TrainedClip(fps=8))
 
 
 def refusals(backbone: WanBackbone, rank: int) -> dict[str, str]:

@@ -14,7 +14,7 @@ from .doctor_cli import add_doctor, run_doctor
 from .errors import TTOMError
 from .evaluation.export_cli import add_export, add_score
 from .memory_cli import add_memory
-from .model_cli import add_model, loaded, source_of
+from .model_cli import add_model, clip_size, loaded, source_of
 from .probe_cli import add_probe, read_prompts, run_probe
 
 if TYPE_CHECKING:
@@ -130,21 +130,26 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _clip(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--frames", type=int, default=21, help="clip length (default 21)")
-    parser.add_argument("--size", type=int, nargs=2, default=(64, 64), metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument(
+        "--frames", type=int, help="clip length (default: as in the model's clip.json, or 21)"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("WIDTH", "HEIGHT"),
+        help="(default: as in the model's clip.json, or 64 64)",
+    )
     parser.add_argument("--guidance", type=float, default=4.0, help="classifier-free guidance scale")
     parser.add_argument("--negative", default="", help="negative prompt")
 
 
 def _clip_settings(options: argparse.Namespace) -> dict[str, Any]:
-    width, height = options.size
     return {
         "steps": options.steps,
         "guidance_scale": options.guidance,
-        "num_frames": options.frames,
-        "height": height,
-        "width": width,
         "negative_prompt": options.negative,
+        **clip_size(options),
     }
 
 
@@ -379,8 +384,7 @@ def _generate(options: argparse.Namespace) -> None:
     _tell(layout)
     backbone = loaded(options)
 
-    width, height = options.size
-    print(f"memory: {fitted(backbone, Clip(options.frames, height, width), settings)}")
+    print(f"memory: {fitted(backbone, Clip(**clip_size(options)), settings)}")
 
     def run(label: str, make: Callable[..., T], *of: Any, **more: Any) -> T:
         with tqdm(desc=label, leave=True) as bar:

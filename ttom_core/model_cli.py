@@ -38,6 +38,18 @@ def source_of(options: argparse.Namespace) -> Source:
     return Source(options.model, options.transformer, options.weights, options.offload)
 
 
+def clip_size(options: argparse.Namespace) -> dict[str, int]:
+    """Frames, height and width of the clips to make: as asked for, or as the model's folder says."""
+    from .backbones.folder import trained_clip
+
+    size = trained_clip(Path(options.model)).size
+    if options.frames is not None:
+        size["num_frames"] = options.frames
+    if options.size:
+        size["width"], size["height"] = options.size
+    return size
+
+
 def loaded(options: argparse.Namespace) -> Backbone:
     """The model, loaded once for a command."""
     from .evaluation.pool import backbone_of

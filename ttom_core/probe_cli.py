@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import TTOMError
-from .model_cli import add_model, loaded
+from .model_cli import add_model, clip_size, loaded
 
 if TYPE_CHECKING:
     from .probe import ProbedClip, Relevance
@@ -72,16 +72,13 @@ def run_probe(options: argparse.Namespace) -> None:
     texts = read_prompts(options.file) if options.file else [options.prompt]
     prompts = [(text, plan(text).phrases) for text in texts]
     start, end = options.sigma
-    width, height = options.size
     settings = ProbeSettings.checked(
         sigma_start=start,
         sigma_end=end,
         steps=options.steps,
         guidance_scale=options.guidance,
         negative_prompt=options.negative,
-        num_frames=options.frames,
-        width=width,
-        height=height,
+        **clip_size(options),
     )
     grounding = grounding_of(options.grounding, options.detector or DETECTOR, options.segmenter or SEGMENTER)
     backbone = loaded(options)

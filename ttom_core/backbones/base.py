@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import JointMap, PhraseTokens, PrefixCache
+from .folder import TrainedClip
 
 
 class Denoiser(Protocol):
@@ -105,6 +106,7 @@ class Backbone(Optimisable, Protocol):
     """A text-to-video model that is asked for videos: it brings its host's sampling loop along."""
 
     fps: int
+    trained_clip: TrainedClip
 
     @property
     def video_fingerprint(self) -> str:

@@ -26,6 +26,7 @@ from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
 from ..attention import JointMap, PhraseTokens, joint_phrase_maps
 from ..errors import TTOMError
+from .folder import TrainedClip
 from .names import COGVIDEOX
 from .pipeline import PipelineBackbone
 
@@ -37,13 +38,13 @@ class CogVideoXBackbone(PipelineBackbone):
     names = COGVIDEOX
     guided_rows = 2
 
-    def __init__(self, pipeline: CogVideoXPipeline, fps: int | None = None) -> None:
+    def __init__(self, pipeline: CogVideoXPipeline, clip: TrainedClip | None = None) -> None:
         if not hasattr(pipeline.scheduler, "alphas_cumprod"):
             raise TTOMError(
                 f"The scheduler {type(pipeline.scheduler).__name__} has no alphas, which CogVideoX's noise "
                 "levels come from; use CogVideoXDDIMScheduler or CogVideoXDPMScheduler."
             )
-        super().__init__(pipeline, fps)
+        super().__init__(pipeline, clip)
 
     @classmethod
     def _own_parts(cls, folder: Path, dtype: torch.dtype, transformer: Path | None) -> dict[str, Any]:

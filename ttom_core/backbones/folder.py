@@ -1,15 +1,53 @@
-"""What a diffusers folder must hold, checked before anything is loaded: a download may have been cut off."""
+"""What a diffusers folder holds, checked before anything is loaded: a download may have been cut off."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from ..errors import TTOMError
 from .gguf_file import insist_on_whole
 
 VOCABULARIES = ("tokenizer.json", "spiece.model")
+LIMITS = {"num_frames": 10_000, "height": 16_384, "width": 16_384, "fps": 240}
+
+
+class TrainedClip(NamedTuple):
+    """The clips a model was trained on, as its folder's clip.json says; a small one where it does not."""
+
+    num_frames: int = 21
+    height: int = 64
+    width: int = 64
+    fps: int | None = None  # the family's own
+
+    @property
+    def size(self) -> dict[str, int]:
+        """As `generate` takes it."""
+        return {"num_frames": self.num_frames, "height": self.height, "width": self.width}
+
+
+def trained_clip(folder: Path) -> TrainedClip:
+    """What clip.json says, of a folder that has it; TTOMError with the first value that cannot be."""
+    path = folder / "clip.json"
+    if not path.exists():
+        return TrainedClip()
+    try:
+        said = {name: value for name, value in json.loads(path.read_text()).items() if name in LIMITS}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise TTOMError(
+            f"{path} is not a JSON object; write the clips' num_frames, height, width and fps into it, or "
+            "delete it."
+        ) from error
+    for name, value in said.items():
+        if type(value) is not int or not 1 <= value <= LIMITS[name]:
+            unit = (
+                "frames a second" if name == "fps" else "number of frames" if name == "num_frames" else name
+            )
+            example = {"fps": 16, "num_frames": 81, "height": 480, "width": 832}[name]
+            raise TTOMError(f"{path} gives {value!r} as {name}; write the model's {unit}, such as {example}.")
+    return TrainedClip(**said)
 
 
 def model_files(folder: Path, listing: dict[str, Any], without: Collection[str] = ()) -> Iterator[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from abc import ABC, abstractmethod
@@ -30,6 +29,7 @@ from ..attention import (
 )
 from ..errors import TTOMError
 from .fingerprint import fingerprint
+from .folder import TrainedClip, trained_clip
 from .frozen import differentiable
 from .names import Names, adapted
 from .parallel import devices_of
@@ -50,14 +50,15 @@ class PipelineBackbone(ABC):
     # An attention before the one with the text in the block.
     self_attention_name: ClassVar[str | None] = None
 
-    def __init__(self, pipeline: Any, fps: int | None = None) -> None:
+    def __init__(self, pipeline: Any, clip: TrainedClip | None = None) -> None:
         if not pipeline.tokenizer.is_fast:
             raise TTOMError(
                 "The pipeline's tokenizer does not say where a token lies in the prompt; load it with "
                 "AutoTokenizer, which picks the fast one."
             )
         self._hold(pipeline, pipeline.transformer)
-        self.fps = fps or self._trained_fps()
+        self.trained_clip = clip or TrainedClip()
+        self.fps = self.trained_clip.fps or self._trained_fps()
         self.check_trainable()
         self.max_text_tokens = self._text_limit()
         config = self.transformer.config
@@ -104,7 +105,7 @@ class PipelineBackbone(ABC):
         """Load a complete diffusers folder, with a single-file transformer in place of its own if given."""
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
-        fps = _clip_fps(folder / "clip.json")
+        clip = trained_clip(folder)
         with warnings.catch_warnings():
             # Newer releases prefer `dtype`, which the oldest that we take do not know.
             warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
@@ -120,7 +121,7 @@ class PipelineBackbone(ABC):
             pipeline.enable_model_cpu_offload(device=device)
         else:
             pipeline.to(device)
-        backbone = cls(pipeline, fps)
+        backbone = cls(pipeline, clip)
         if base == "fp8":  # after the fingerprint: the model and its adapters stay the same
             cast_weights(pipeline, dtype)
         return backbone
@@ -385,16 +386,6 @@ class PipelineBackbone(ABC):
             output_type="np",
         ).frames[0]
         return (video * 255).round().clip(0, 255).astype(np.uint8)
-
-
-def _clip_fps(path: Path) -> int | None:
-    """The frame rate of what a folder's model was trained to make, if it says so."""
-    if not path.exists():
-        return None
-    fps = json.loads(path.read_text()).get("fps")
-    if type(fps) is not int or not 1 <= fps <= 240:
-        raise TTOMError(f"{path} gives {fps!r} as fps; write the model's frames a second, such as 16.")
-    return fps
 
 
 def _insist_on_one_video(latents: Tensor, rows: Sequence[int]) -> None:

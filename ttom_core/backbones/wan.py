@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..attention import JointMap, PhraseTokens, phrase_maps
 from ..errors import TTOMError
+from .folder import TrainedClip
 from .names import WAN
 from .pipeline import PipelineBackbone
 from .quantization import packed_loading
@@ -29,12 +30,12 @@ class WanBackbone(PipelineBackbone):
     pipeline_class, takes_single_file = WanPipeline, True
     names, self_attention_name = WAN, "attn1"
 
-    def __init__(self, pipeline: WanPipeline, fps: int | None = None) -> None:
+    def __init__(self, pipeline: WanPipeline, clip: TrainedClip | None = None) -> None:
         if pipeline.transformer is None:
             raise TTOMError("This Wan model lacks its high-noise expert, the part 'transformer'; load both.")
         if pipeline.transformer.config.added_kv_proj_dim is not None:
             raise TTOMError("This Wan model takes an image; TTOM needs a text-to-video one.")
-        super().__init__(pipeline, fps)
+        super().__init__(pipeline, clip)
 
     @classmethod
     def _own_parts(cls, folder: Path, dtype: torch.dtype, transformer: Path | None) -> dict[str, Any]:

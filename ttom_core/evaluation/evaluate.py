@@ -90,9 +90,8 @@ def make_clip(backbone: Backbone, clip: Clip, adapter: Adapter | None = None) ->
 
     prompt = clip.spec["prompt"]
     layout = plan(prompt) if clip.settings else None
-    made = generate(
-        backbone, prompt, layout, clip.settings, seed=clip.seed, steps=clip.steps, adapter=adapter
-    )
+    sampling = {"seed": clip.seed, "steps": clip.steps, **backbone.trained_clip.size}
+    made = generate(backbone, prompt, layout, clip.settings, adapter=adapter, **sampling)  # type: ignore[arg-type]
     if clip.picture:
         save_frames(made.frames, Path(clip.picture))
     scored = score(made.frames, clip.spec)
