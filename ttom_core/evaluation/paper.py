@@ -112,6 +112,20 @@ GOALS = (
     ),
     Claim(
         "goal",
+        "on the CogVideoX sibling TTO composes 1.7 times the base model's score, or closes half of its gap to 1",
+        (
+            Condition("cogvideox", "tto_above_1.7_base"),
+            Condition("cogvideox", "tto_above_50_percent_of_gap"),
+        ),
+        either=True,
+    ),
+    Claim(
+        "goal",
+        f"on the CogVideoX sibling TTO keeps the presence of the base model (to within {KEPT})",
+        (Condition("cogvideox", "presence_of_tto_over_base", -KEPT),),
+    ),
+    Claim(
+        "goal",
         f"a memory makes TTO compose better, or as well (to within {KEPT}) with half the iterations",
         (
             ahead(MEMORY, "memory_tto", "tto"),
