@@ -182,6 +182,7 @@ def claims_table(results: Path) -> str:
 TABLES: dict[str, Callable[[Figures], str]] = {
     "evaluate": evaluation_table,
     "evidence": methods_table,
+    "cogvideox": methods_table,
     "full_size": full_size_table,
     "memory": store_table,
     "planning": planning_table,

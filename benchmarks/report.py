@@ -50,6 +50,10 @@ figure { margin: 1rem 0; } figcaption, .source { color: #595959; font-size: .875
 .holds { color: #00694e; font-weight: 600; } .fails { color: #a33b00; font-weight: 600; }
 .open { color: #595959; font-weight: 600; } .wide { overflow-x: auto; }
 """
+EVIDENCE = {
+    "evidence": "Methods beside each other",
+    "cogvideox": "Where text and video share one attention: the CogVideoX sibling",
+}
 CLASSES = {HOLDS: "holds", FAILS: "fails", OPEN: "open"}
 
 
@@ -162,11 +166,12 @@ def page(results: Mapping[str, Result], folder: Path) -> str:
         "<h2>Goals</h2>",
         claims(GOALS, results),
     ]
-    if evidence := results.get("evidence"):
-        parts += ["<h2>Methods beside each other</h2>", methods(evidence), by_category(evidence)]
-        parts += [picture(folder / "evidence.png", "methods with intervals"), source(evidence)]
-        if shown := videos(evidence, folder):
-            parts += ["<h2>Videos</h2><p>The first held-out prompt of each category, as it came.</p>", shown]
+    for name, title in EVIDENCE.items():
+        if evidence := results.get(name):
+            parts += [f"<h2>{title}</h2>", methods(evidence), by_category(evidence)]
+            parts += [picture(folder / f"{name}.png", "methods with intervals"), source(evidence)]
+            if shown := videos(evidence, folder):
+                parts += ["<h3>The first held-out prompt of each category, as it came</h3>", shown]
     tables = {name: result for name, result in results.items() if name.startswith("ablation_")}
     if tables:
         parts.append("<h2>One setting at a time</h2><p>The line is the value of the preset.</p>")
@@ -222,7 +227,7 @@ def _check(name: str, result: Any) -> None:
         assert isinstance(figure["value"] + figure["n"], float | int) and isinstance(figure["unit"], str)
         bounds = figure["low"], figure["high"]
         assert bounds == (None, None) or bounds[0] <= figure["value"] <= bounds[1]
-    if name == "evidence" or name.startswith("ablation_"):
+    if name in EVIDENCE or name.startswith("ablation_"):
         settings = result["settings"]
         assert isinstance(settings["methods"], dict) and isinstance(settings["prompts"], str)
         assert isinstance(settings["question"], str)

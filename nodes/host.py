@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 _ROOT = Path(__file__).parent.parent
-_DEMO_FOLDER = _ROOT / "demo" / "model"
+_DEMO_FOLDERS = {DEMO: _ROOT / "demo" / "model", "demo (CogVideoX)": _ROOT / "demo" / "cogvideox"}
 _STARTER_FOLDER = _ROOT / "memory_store" / "starter"
 
 
 def model_folders() -> dict[str, Path]:
-    """The demo model, then every diffusers pipeline in `models/diffusers`, by the name to show."""
-    folders = {DEMO: _DEMO_FOLDER}
+    """The demo models, then every diffusers pipeline in `models/diffusers`, by the name to show."""
+    folders = dict(_DEMO_FOLDERS)
     for root in map(Path, folder_paths.get_folder_paths("diffusers")):
         # Large models are often kept elsewhere and linked, hence followlinks.
         for folder, inside, files in os.walk(root, followlinks=True):

@@ -192,14 +192,14 @@ def test_whatever_was_measured_makes_a_page(tmp_path, names):
 
 def test_results_of_different_models_are_told_apart(tmp_path):
     out = tmp_path / "index.html"
-    for name, model in (("evidence", "old"), ("ablation_losses", "old"), ("probe", None)):
+    for name, model in (("evidence", "wan-1"), ("ablation_losses", "wan-1"), ("probe", None)):
         made = json.loads(json.dumps(PARTS[name]))
         (tmp_path / f"{name}.json").write_text(
             json.dumps(made | {"settings": made["settings"] | {"model": model}})
         )
     assert REPORT["main"](["--results", str(tmp_path), "--out", str(out)]) == 0
     assert "different models" not in out.read_text()
-    new = PARTS["evidence"] | {"settings": PARTS["evidence"]["settings"] | {"model": EVIL}}
+    new = PARTS["evidence"] | {"settings": PARTS["evidence"]["settings"] | {"model": f"wan-{EVIL}"}}
     (tmp_path / "evidence.json").write_text(json.dumps(new))
     assert REPORT["main"](["--results", str(tmp_path), "--out", str(out)]) == 0
     seen = Seen()

@@ -6,10 +6,15 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
+from demo.latents import load_basis, project
 from demo.scenes import FRAMES, SceneSampler
 from demo.train import MODEL, embed
-from demo.train_cogvideox import FORCED, SHOWN, TEXT_LENGTH, CogVideoXPupil, build_pipeline
-from demo.training import Batch
+from demo.train_cogvideox import FOLDER, FORCED, SHOWN, TEXT_LENGTH, CogVideoXPupil, build_pipeline
+from demo.training import Batch, clips
+from ttom_core.backbones import load
+from ttom_core.backbones.cogvideox import CogVideoXBackbone
+from ttom_core.backbones.folder import TrainedClip
+from ttom_core.errors import TTOMError
 
 CAPTIONS = ["a red circle moves up", "three blue squares", ""]
 
@@ -101,3 +106,44 @@ def test_a_scene_in_other_frames_is_the_same_scene():
         assert [
             (x == y).all() for x, y in zip(whole.render()[[0, 10, -1]], (first, middle, last), strict=True)
         ]
+
+
+# What ships ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load(FOLDER)
+
+
+def test_the_model_that_ships_makes_the_clips_it_was_trained_on(shipped):
+    assert isinstance(shipped, CogVideoXBackbone)
+    assert shipped.trained_clip == TrainedClip(17, 64, 64, 8)
+    assert (shipped.max_text_tokens, shipped.num_layers) == (TEXT_LENGTH, 7)
+    with pytest.raises(TTOMError, match="21 frames do not fit the VAE, which takes 8·n\\+1"):
+        shipped.check_size(21, 64, 64)
+
+
+def test_its_vae_has_the_first_models_latent_space(shipped):
+    """Encoder and decoder both: a scene's latents are the basis's, and are painted as the scene."""
+    video = clips([SceneSampler(seed, frames=17).sample() for seed in range(4)])
+    latents = project(video, load_basis())
+    vae = shipped.pipeline.vae
+    with torch.no_grad():
+        painted = vae.decode(latents).sample
+        encoded = vae.encode(video).latent_dist.mode()
+    assert (painted - video).abs().mean() < 0.05
+    assert (encoded - latents).square().mean() < 0.2 * latents.var()
+
+
+def test_it_knows_what_it_was_taught(shipped, first):
+    """New scenes at a high noise level, whose captions say what is there."""
+    scenes = [SceneSampler(seed, frames=17).sample() for seed in range(4)]
+    latents = project(clips(scenes), load_basis())
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    batch = Batch(latents, noise, torch.full((4,), 0.8), [scene.caption for scene in scenes], 1.0)
+    untrained = CogVideoXPupil(build_pipeline(first), first, compiled=False, bfloat16=False)
+    trained = CogVideoXPupil(shipped.pipeline, first, compiled=False, bfloat16=False)
+    with torch.no_grad():
+        errors = [pupil.loss(batch)[1] / latents.numel() for pupil in (untrained, trained)]
+    assert errors[1] < 0.2 < errors[0]

@@ -100,14 +100,16 @@ def unmeasured(claims: Iterable[Claim], results: Mapping[str, Result]) -> str:
 
 
 def mixed(results: Mapping[str, Result]) -> str:
-    """A sentence where the results are not all of one model, else nothing."""
-    models: dict[str, list[str]] = {}
+    """A sentence where the results of a family are not all of one model, else nothing."""
+    families: dict[str, dict[str, list[str]]] = {}
     for name, result in results.items():
         if model := result.get("settings", {}).get("model"):
-            models.setdefault(str(model), []).append(name)
-    if len(models) < 2:
+            family = str(model).partition("-")[0]
+            families.setdefault(family, {}).setdefault(str(model), []).append(name)
+    mixtures = [models for models in families.values() if len(models) > 1]
+    if not mixtures:
         return ""
-    told = "; ".join(f"{', '.join(names)}: {model}" for model, names in models.items())
+    told = "; ".join(f"{', '.join(names)}: {model}" for models in mixtures for model, names in models.items())
     return f"These results are of different models, and do not belong together. {told}."
 
 
