@@ -112,7 +112,7 @@ GOALS = (
     ),
     Claim(
         "goal",
-        "on the CogVideoX sibling TTO composes 1.7 times the base model's score, or closes half of its gap to 1",
+        "on the CogVideoX sibling TTO composes 1.7 times its base model, or closes half of the gap to 1",
         (
             Condition("cogvideox", "tto_above_1.7_base"),
             Condition("cogvideox", "tto_above_50_percent_of_gap"),
