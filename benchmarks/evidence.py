@@ -10,8 +10,9 @@ its frames are kept beside it, for benchmarks/report.py. Writes results/evidence
 their .png, which fewer prompts or steps replace only with --force.
 
 On the demo model it is base, TTO, its rivals and our best preset, a prompt taking about 85 s of one core: all
-of them 75 minutes on four cores, 49 of them 17. On the sibling it is base and TTO with its adapter in each
-place and each kind of map.
+of them 75 minutes on four cores, 49 of them 17. On the sibling it is base, TTO and our best preset, and TTO
+with its adapter on the features alone, with four of the loss layers, with its adapter on these alone, and with
+each kind of map: 115 s a prompt.
 """
 
 from __future__ import annotations
@@ -30,14 +31,22 @@ from ttom_core.evaluation.results import insist_on_more
 from ttom_core.optimize import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
-TTO = PRESETS["demo"]
-METHODS = {"base": None, "tto": TTO} | {name: PRESETS[name] for name in ("lvd", "latent", "noise", "best")}
-VARIANTS = {"scope": ("reachable", "selected", "features"), "joint_map": ("text_to_video", "renormalized")}
-JOINT = {"base": None, "tto": TTO} | {
-    value: TTO.model_copy(update={setting: value})
-    for setting, values in VARIANTS.items()
-    for value in values
-    if getattr(TTO, setting) != value
+METHODS = {"base": None, "tto": PRESETS["demo"]} | {
+    name: PRESETS[name] for name in ("lvd", "latent", "noise", "best")
+}
+JOINT_TTO = PRESETS["demo_cogvideox"]
+DEEP = JOINT_TTO.model_copy(
+    update={"layers": (3, 4, 5, 6)}
+)  # at all layers, all scopes on attentions are one
+JOINT = {
+    "base": None,
+    "tto": JOINT_TTO,
+    "best": PRESETS["best"],
+    "features": PRESETS["demo"],
+    "deep": DEEP,
+    "deep_selected": DEEP.model_copy(update={"scope": "selected"}),
+    "text_to_video": JOINT_TTO.model_copy(update={"joint_map": "text_to_video"}),
+    "renormalized": JOINT_TTO.model_copy(update={"joint_map": "renormalized"}),
 }
 PAIRS = (
     *((name, "base") for name in METHODS if name != "base"),
@@ -86,7 +95,7 @@ QUESTIONS = {
         Comparison(
             "Does it work where text and video share one attention?",
             JOINT,
-            tuple(dict.fromkeys((*against("base", JOINT), *against("tto", JOINT)))),
+            (*against("base", JOINT), *against("tto", JOINT), ("deep_selected", "deep")),
             "held_out",
             by_category=True,
             extra=partial(goals, times=1.7, percent=50),
