@@ -77,6 +77,11 @@ def tables(layers: int, sigmas: Sequence[float]) -> dict[str, Comparison]:
     chosen = {"all": every, "first_half": every[:half], "second_half": every[half:]}
     chosen |= {f"layer_{i}": (i,) for i in every}
     by_layer = {"preset": DEMO} | {name: changed(layers=some) for name, some in chosen.items() if some}
+    # At all layers `selected` would be `reachable`.
+    scopes = {"features": DEMO} | {scope: changed(scope=scope) for scope in ("reachable", "maps")}
+    scopes |= {
+        f"deep_{s}": changed(layers=every[half:], scope=s) for s in ("features", "reachable", "selected")
+    }
     # No early stop: 0.03 is a divergence, and would be something else in the other two.
     losses = {name: changed(objective=name, stop_loss=None) for name in ("jsd", "bce", "center_of_mass")}
     iterations = varied("Table 8: how many iterations?", "iterations", (2, 4, 8, 12, 16), "held_out")
@@ -92,7 +97,7 @@ def tables(layers: int, sigmas: Sequence[float]) -> dict[str, Comparison]:
         "until": varied("To which noise level does it act?", "adapter_until_sigma", (0.0, 0.5, 0.9)),
         "mask": varied("Which kind of soft mask?", "mask_kind", ("gaussian", "blurred_box", "hard_box")),
         "normalisation": varied("Normalise each frame or the volume?", "normalize_over", ("frame", "volume")),
-        "scope": varied("Adapt what?", "scope", ("reachable", "selected", "maps", "features")),
+        "scope": several("Adapt what?", "features", scopes),
         "optimiser": varied("Does AdamW forget between steps?", "reset_optimizer", (False, True)),
         "stop": varied("Below which loss does a step stop?", "stop_loss", (None, 0.03, 0.06, 0.12)),
         "freeze": varied("Does A learn too?", "freeze_a", (False, True)),

@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--clips", type=int, default=32768)
-    parser.add_argument("--iterations", type=int, default=4200)
+    parser.add_argument("--iterations", type=int, default=2600)
     parser.add_argument(
         "--compile", action="store_true", help="on a CPU: a third faster, with a C++ compiler"
     )

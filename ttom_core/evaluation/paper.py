@@ -110,19 +110,22 @@ GOALS = (
         ),
         either=True,
     ),
-    Claim(
-        "goal",
-        "on the CogVideoX sibling TTO composes 1.7 times its base model, or closes half of the gap to 1",
-        (
-            Condition("cogvideox", "tto_above_1.7_base"),
-            Condition("cogvideox", "tto_above_50_percent_of_gap"),
-        ),
-        either=True,
-    ),
-    Claim(
-        "goal",
-        f"on the CogVideoX sibling TTO keeps the presence of the base model (to within {KEPT})",
-        (Condition("cogvideox", "presence_of_tto_over_base", -KEPT),),
+    *(
+        Claim("goal", f"on the CogVideoX sibling {words} {promise}", conditions, either=True)
+        for method, words in (("tto", "TTO alone"), ("best", "the best preset"))
+        for promise, conditions in (
+            (
+                "composes 1.7 times its base model's score, or closes half of the gap to 1",
+                (
+                    Condition("cogvideox", f"{method}_above_1.7_base"),
+                    Condition("cogvideox", f"{method}_above_50_percent_of_gap"),
+                ),
+            ),
+            (
+                f"keeps the presence of the base model (to within {KEPT})",
+                (Condition("cogvideox", f"presence_of_{method}_over_base", -KEPT),),
+            ),
+        )
     ),
     Claim(
         "goal",
