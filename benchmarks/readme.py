@@ -99,7 +99,7 @@ def store_table(figures: Figures) -> str:
 
 FULL_SIZE = re.compile(
     r"(?P<model>[^_]+)_(?P<layers>deep|released|small)_(?P<scope>reachable|selected)"
-    r"_(?P<design>whole_forward|early_exit|prefix_cache)(?P<saving>(_checkpointing)?)"
+    r"_(?P<design>whole_forward|early_exit|prefix_cache|read_only)(?P<saving>(_checkpointing)?)"
     r"_(?P<what>(overhead|memory)(_counted|_time|_forecast)?)"
 )
 
@@ -114,7 +114,7 @@ def full_size_table(figures: Figures) -> str:
             row[column] = f"{_number(figure['value'])} {figure['unit'].split()[0]}"
     whole = {row: found for row, found in cells.items() if row[1] != "small"}
     small = {row: found for row, found in cells.items() if row[1] == "small"}
-    designs = {design: design.replace("_", " ") for design in ("whole_forward", "early_exit", "prefix_cache")}
+    designs = {design: design.replace("_", " ") for design in ("whole_forward", "early_exit", "prefix_cache", "read_only")}
     saving = {"prefix_cache": "memory", "prefix_cache_checkpointing": "memory with checkpointing"}
     tables = [
         (whole, {"overhead_counted": "{}, counted", "overhead": "{}, timed"}, designs),

@@ -55,6 +55,15 @@ def test_every_design_and_scope_costs_less_than_the_one_before(tiny):
     assert all(a > b for a, b in zip(*shares.values(), strict=True))
 
 
+def test_reading_costs_what_the_adapters_own_products_do(tiny):
+    like, settings = torch.empty(0, device="meta"), TTOSettings(layers=(2,), rank=4)
+    step = cost_of_step(tiny, CLIP, like, operations)
+    share = FULL_SIZE["read_only"](tiny, CLIP, settings, like, operations, step)
+    assert 0 < share < 100
+    doubled = settings.model_copy(update={"rank": 8})
+    assert FULL_SIZE["read_only"](tiny, CLIP, doubled, like, operations, step) == pytest.approx(2 * share)
+
+
 def test_a_scaled_down_model_is_of_the_same_build():
     backbone = scaled("CogVideoX-2b", 0)
     config = backbone.transformer.config
