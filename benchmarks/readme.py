@@ -114,7 +114,8 @@ def full_size_table(figures: Figures) -> str:
             row[column] = f"{_number(figure['value'])} {figure['unit'].split()[0]}"
     whole = {row: found for row, found in cells.items() if row[1] != "small"}
     small = {row: found for row, found in cells.items() if row[1] == "small"}
-    designs = {design: design.replace("_", " ") for design in ("whole_forward", "early_exit", "prefix_cache", "read_only")}
+    ways = ("whole_forward", "early_exit", "prefix_cache", "read_only")
+    designs = {design: design.replace("_", " ") for design in ways}
     saving = {"prefix_cache": "memory", "prefix_cache_checkpointing": "memory with checkpointing"}
     tables = [
         (whole, {"overhead_counted": "{}, counted", "overhead": "{}, timed"}, designs),
@@ -122,9 +123,11 @@ def full_size_table(figures: Figures) -> str:
         (small, {"overhead_counted": "{}, counted", "overhead_time": "{}, timed on a CPU"}, designs),
     ]
     texts = []
-    for rows, kinds, ways in tables:
+    for rows, kinds, columns in tables:
         heads = {
-            f"{way}_{kind}": text.format(words) for way, words in ways.items() for kind, text in kinds.items()
+            f"{way}_{kind}": text.format(words)
+            for way, words in columns.items()
+            for kind, text in kinds.items()
         }
         shown = [column for column in heads if any(column in found for found in rows.values())]
         if not shown:

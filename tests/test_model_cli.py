@@ -13,7 +13,7 @@ from ttom_core.backbones.quantization import Base
 from ttom_core.cli import _parser, main
 from ttom_core.evaluation import pool
 from ttom_core.evaluation.evaluate import Clip
-from ttom_core.model_cli import source_of
+from ttom_core.model_cli import clip_size, source_of
 
 COMMANDS = {
     "generate": ["generate", PROMPT],
@@ -38,6 +38,17 @@ def test_the_flags_are_the_same_everywhere(command):
     plain, asked = (source_of(_parser().parse_args([*command, *flags])) for flags in ([], FLAGS))
     assert plain[1:] == (None, "full", False) and Path(plain.model).name == "model"
     assert asked == Source("m", Path("t.safetensors"), "fp8", True)
+
+
+@pytest.mark.parametrize("command", [COMMANDS[name] for name in COMMANDS if name != "evaluate"])
+def test_a_clip_is_as_asked_for_or_as_the_models_folder_says(command, tmp_path):
+    def size(*flags):
+        return clip_size(_parser().parse_args([*command, "--model", str(tmp_path), *flags]))
+
+    assert size() == {"num_frames": 21, "height": 64, "width": 64}
+    (tmp_path / "clip.json").write_text('{"num_frames": 17, "height": 96, "fps": 8}')
+    assert size() == {"num_frames": 17, "height": 96, "width": 64}
+    assert size("--frames", "9", "--size", "32", "16") == {"num_frames": 9, "height": 16, "width": 32}
 
 
 def test_every_kind_of_weights_can_be_asked_for():
