@@ -140,6 +140,36 @@ def test_gradients_through_a_quantised_base(tmp_path, base, package):
     assert off[0] < 2 * off[1] < 0.5 * sum(b.norm() ** 2 for b in exact) ** 0.5, off
 
 
+@pytest.mark.parametrize("way", [{}, {"checkpointing": True}, {"checkpointing": True, "cached": True}])
+def test_gradients_through_layers_of_nf4(family, way):
+    """diffusers loads nf4 on a GPU alone; the layers it puts there compute on a CPU too."""
+    bnb = pytest.importorskip("bitsandbytes", reason="needs the package bitsandbytes")
+    backbone, masks, size = family
+    full = type(backbone)(FAMILIES["wan" if size == SIZE else "cogvideox"][1]())
+    for transformer in (backbone.transformer, full.transformer):
+        transformer.requires_grad_(False)
+    full.transformer.load_state_dict(backbone.transformer.state_dict())
+    inside = {id(module) for module in backbone.blocks.modules()}
+    linears = [
+        (name, module)
+        for name, module in backbone.transformer.named_modules()
+        if isinstance(module, nn.Linear) and id(module) in inside
+    ]
+    for name, module in linears:
+        has_bias = module.bias is not None
+        light = bnb.nn.Linear4bit(
+            module.in_features, module.out_features, has_bias, compute_dtype=torch.float32, quant_type="nf4"
+        )
+        light.load_state_dict(module.state_dict())
+        backbone.transformer.set_submodule(name, light.to("cpu").requires_grad_(False))
+        state = light.weight.quant_state
+        assert light.weight.dtype == torch.uint8
+        unpacked = bnb.functional.dequantize_4bit(light.weight.data, state)
+        full.transformer.get_submodule(name).weight.data.copy_(unpacked)
+    ours = gradients(backbone, masks, size, **way)
+    assert_same(ours, gradients(full, masks, size, early_exit=False))
+
+
 def test_what_cannot_be_loaded_is_refused_before_it_is_tried(tmp_path):
     build_tiny().save_pretrained(tmp_path / "wan")
     with pytest.raises(TTOMError, match=r"no weights 'fp4'; choose one of full, fp8, int8, nf4"):
