@@ -136,8 +136,6 @@ PRESETS: dict[str, TTOSettings] = {
         scope="features",  # an adapter on the attentions is quick to move the maps without the objects
     ),
 }
-# Its CogVideoX sibling's features are moved by the joint attention that its maps are read from.
-PRESETS["demo_cogvideox"] = PRESETS["demo"].model_copy(update={"scope": "reachable", "learning_rate": 1e-3})
 # The rivals that move latents, with the demo preset's layers and loss, so that the method alone differs.
 PRESETS |= {
     name: PRESETS["demo"].model_copy(update=changes)
@@ -170,6 +168,8 @@ PRESETS |= {
         },
     }.items()
 }
+# The adapter alone on the CogVideoX sibling, whose maps are read from the attention that moves its features.
+PRESETS["demo_cogvideox"] = PRESETS["best"].model_copy(update={"latents": None})
 
 
 Moments = dict[int, dict[str, Any]]  # AdamW's state, by the parameter's number
