@@ -169,7 +169,7 @@ PRESETS |= {
     }.items()
 }
 # The adapter alone on the CogVideoX sibling, whose maps are read from the attention that moves its features.
-PRESETS["demo_cogvideox"] = PRESETS["best"].model_copy(update={"latents": None})
+PRESETS |= {"demo_cogvideox": PRESETS["best"].model_copy(update={"latents": None})}
 
 
 Moments = dict[int, dict[str, Any]]  # AdamW's state, by the parameter's number
