@@ -79,9 +79,7 @@ def tables(layers: int, sigmas: Sequence[float]) -> dict[str, Comparison]:
     by_layer = {"preset": DEMO} | {name: changed(layers=some) for name, some in chosen.items() if some}
     # At all layers `selected` would be `reachable`.
     scopes = {"features": DEMO} | {scope: changed(scope=scope) for scope in ("reachable", "maps")}
-    scopes |= {
-        f"deep_{s}": changed(layers=every[half:], scope=s) for s in ("features", "reachable", "selected")
-    }
+    scopes |= {f"deep_{s}": changed(layers=every[half:], scope=s) for s in ("reachable", "selected")}
     # No early stop: 0.03 is a divergence, and would be something else in the other two.
     losses = {name: changed(objective=name, stop_loss=None) for name in ("jsd", "bce", "center_of_mass")}
     iterations = varied("Table 8: how many iterations?", "iterations", (2, 4, 8, 12, 16), "held_out")
