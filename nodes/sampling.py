@@ -45,7 +45,7 @@ class LoadModel(io.ComfyNode):
                     "model",
                     options=list(host.model_folders()),
                     default=host.DEMO,
-                    tooltip="'demo' and its sibling come with the pack; others are read from models/diffusers.",
+                    tooltip="'demo' and its sibling come with the pack; the rest is in models/diffusers.",
                 ),
             ],
             outputs=[BackboneSocket.Output("backbone", display_name="backbone")],
