@@ -29,7 +29,7 @@ from .card import machine, save_model, write_card
 from .latents import load_basis
 from .scenes import FRAMES, SIZE
 from .start import head_start, words_know_their_neighbours
-from .training import Batch, Pupil, encode, teach, train_vae
+from .training import Batch, Pupil, encode, teach, train_vae, training_options
 
 TEXT_LENGTH = 64
 SHIFT = 4.0  # of the noise levels in sampling: below σ = 0.8 all is a local matter, drawn in a few steps
@@ -181,7 +181,6 @@ def main() -> None:
     parser.add_argument("--untrained", action="store_true", help="write random weights and stop")
     parser.add_argument("--snapshot", action="store_true", help="write the last checkpoint and stop")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--vae-image-iterations", type=int, default=2000)
     parser.add_argument("--vae-crop-iterations", type=int, default=900)
     parser.add_argument("--vae-clip-iterations", type=int, default=150)
@@ -189,14 +188,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=4096)
     parser.add_argument("--image-iterations", type=int, default=1500)
     parser.add_argument("--clip-iterations", type=int, default=2500)
-    parser.add_argument(
-        "--compile", action="store_true", help="on a CPU: a third faster, with a C++ compiler"
-    )
-    parser.add_argument(
-        "--bfloat16", action="store_true", help="on a CPU with AVX-512 BF16 or AMX: three times faster"
-    )
     parser.add_argument("--start-from", metavar="FOLDER", help="go on from this model, keeping its VAE")
-    parser.add_argument("--note", default="", help="a remark for the model card")
+    training_options(parser)
     options = parser.parse_args()
     pipe = build_pipeline(options.seed)
     if not options.untrained:

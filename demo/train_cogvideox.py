@@ -30,7 +30,7 @@ from .card import machine, save_model, write_card
 from .latents import load_basis
 from .scenes import SIZE
 from .train import MODEL, embed, pad_text
-from .training import Batch, Pupil, encode, teach, train_vae
+from .training import Batch, Pupil, encode, teach, train_vae, training_options
 
 FRAMES, TEXT_LENGTH = 17, 32
 LEARNING_RATE, OTHERS = 6e-3, 0.3  # the second is AdamW's, as a share of the first
@@ -144,6 +144,7 @@ class CogVideoXPupil(Pupil):
             part.requires_grad_(False)
         cumulated = pipe.scheduler.alphas_cumprod.double()
         self.signal, self.noise = cumulated.sqrt().float(), (1 - cumulated).sqrt().float()
+        self.levels = self.noise / (self.signal + self.noise)  # as flow matching counts them
         self.features: list[torch.Tensor] = []
 
     def prepare(self) -> None:
@@ -156,9 +157,7 @@ class CogVideoXPupil(Pupil):
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, float]:
         transformer, count = self.pipe.transformer, batch.latents[0].numel()
-        timestep = torch.searchsorted(self.noise / (self.signal + self.noise), batch.sigma.cpu()).clamp(
-            max=999
-        )
+        timestep = torch.searchsorted(self.levels, batch.sigma.cpu()).clamp(max=len(self.levels) - 1)
         a, s = (x[timestep].to(self.device).view(-1, 1, 1, 1, 1) for x in (self.signal, self.noise))
         timestep = timestep.to(self.device)
         noisy = a * batch.latents + s * batch.noise
@@ -233,16 +232,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("outputs/train_cogvideox"))
     parser.add_argument("--untrained", action="store_true", help="write it before its training and stop")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--clips", type=int, default=32768)
     parser.add_argument("--iterations", type=int, default=2600)
-    parser.add_argument(
-        "--compile", action="store_true", help="on a CPU: a third faster, with a C++ compiler"
-    )
-    parser.add_argument(
-        "--bfloat16", action="store_true", help="on a CPU with AVX-512 BF16 or AMX: three times faster"
-    )
-    parser.add_argument("--note", default="", help="a remark for the model card")
+    training_options(parser)
     options = parser.parse_args()
     first = WanPipeline.from_pretrained(MODEL, torch_dtype=torch.float32)
     pipe, work, device = build_pipeline(first, options.seed), options.work, options.device

@@ -7,6 +7,7 @@ stopped.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import time
@@ -32,6 +33,18 @@ from .scenes import FRAMES, SIZE, Scene, SceneSampler
 # where it is decided what is where and frames come to agree on it, which is learnt slowest.
 LEVEL, SPREAD = 2.2, 1.1
 LATENT_NOISE = 0.1
+
+
+def training_options(parser: argparse.ArgumentParser) -> None:
+    """Add how to train, whichever model it is."""
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--compile", action="store_true", help="on a CPU: a third faster, with a C++ compiler"
+    )
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="on a CPU with AVX-512 BF16 or AMX: three times faster"
+    )
+    parser.add_argument("--note", default="", help="a remark for the model card")
 
 
 def clips(scenes: list[Scene], start: int = 0, frames: int | None = None) -> torch.Tensor:
@@ -77,7 +90,7 @@ def save(path: Path, **state) -> None:
     path.with_suffix(".part").rename(path)
 
 
-# The VAE
+# The VAE --------------------------------------------------------------------------------------------
 
 
 def crops(sampler: SceneSampler, batch: int, frames: int, size: int) -> torch.Tensor:
@@ -141,7 +154,7 @@ def train_vae(
     vae.eval()
 
 
-# The denoiser
+# The denoiser ---------------------------------------------------------------------------------------
 
 
 def lesson(sampler: SceneSampler, frames: int) -> Scene:
