@@ -47,7 +47,7 @@ from ttom_core.evaluation.pool import (
 from ttom_core.evaluation.results import insist_on_more, write_result
 from ttom_core.fusion import fuse
 from ttom_core.memory.embedding import PipelineEmbedder
-from ttom_core.memory.recall import Scene, insert, recall, scene_of
+from ttom_core.memory.recall import ANY_SCENE, Scene, insert, recall, scene_of
 from ttom_core.memory.store import MemoryStore
 from ttom_core.optimize import PRESETS, TTOSettings
 from ttom_core.planner import plan
@@ -70,16 +70,20 @@ class Variant:
     memory: str = ""  # scenes, solved or none
     size: int = 200
     top_k: int = 5
-    source: str = "own"  # own, mirrored or random
+    source: str = "own"  # own, or what all scenes share where that is not known; common, mirrored, random
     until: float | None = None  # adapter_until_sigma, where it is not the preset's
+    rate: float = 1.0  # of the preset's learning rate
 
     @property
     def settings(self) -> TTOSettings | None:
         """The demo preset with this variant's changes; None for the base model."""
         if not (self.iterations or self.memory):
             return None
-        until = {} if self.until is None else {"adapter_until_sigma": self.until}
-        return PRESETS["demo"].model_copy(update={"iterations": self.iterations, **until})
+        demo = PRESETS["demo"]
+        changes = {"iterations": self.iterations, "learning_rate": self.rate * demo.learning_rate}
+        if self.until is not None:
+            changes["adapter_until_sigma"] = self.until
+        return demo.model_copy(update=changes)
 
 
 VARIANTS: dict[str, Variant] = {
@@ -87,11 +91,14 @@ VARIANTS: dict[str, Variant] = {
     "tto": Variant(),
     "tto_half": Variant(iterations=ITERATIONS // 2),
     "tto_quarter": Variant(iterations=ITERATIONS // 4),
+    "tto_quarter_fast": Variant(iterations=ITERATIONS // 4, rate=2),
     "memory_only": Variant(iterations=0, memory="scenes"),
     "memory_only_long": Variant(iterations=0, memory="scenes", until=0.5),
     "memory_tto": Variant(memory="scenes"),
     "memory_tto_half": Variant(iterations=ITERATIONS // 2, memory="scenes"),
     "memory_tto_quarter": Variant(iterations=ITERATIONS // 4, memory="scenes"),
+    "memory_tto_quarter_fast": Variant(iterations=ITERATIONS // 4, memory="scenes", rate=2),
+    "common_quarter_fast": Variant(iterations=ITERATIONS // 4, memory="scenes", source="common", rate=2),
     "wrong_direction_only": Variant(iterations=0, memory="scenes", source="mirrored"),
     "wrong_direction": Variant(memory="scenes", source="mirrored"),
     "random_only": Variant(iterations=0, memory="scenes", top_k=1, source="random"),
@@ -117,6 +124,9 @@ PAIRS = (
     ("memory_tto_quarter", "tto"),
     ("memory_tto_quarter", "tto_quarter"),
     ("memory_tto_quarter", "random_quarter"),
+    ("memory_tto_quarter_fast", "tto"),
+    ("memory_tto_quarter_fast", "tto_quarter_fast"),
+    ("memory_tto_quarter_fast", "common_quarter_fast"),
     ("memory_only", "base"),
     ("memory_only", "tto"),
     ("memory_only", "random_only"),
@@ -145,6 +155,8 @@ KNOWN = (
     ("memory_tto_half", "tto_half"),
     ("memory_tto_quarter", "tto_quarter"),
     ("memory_tto_quarter", "random_quarter"),
+    ("memory_tto_quarter_fast", "tto_quarter_fast"),
+    ("memory_tto_quarter_fast", "common_quarter_fast"),
 )
 # What the wrong direction stands beside, on the prompts that have one.
 DIRECTED = ("base", "tto", "memory_only", "memory_tto")
@@ -185,19 +197,23 @@ def _store(folder: str) -> MemoryStore:
 def _start(
     backbone: Any, variant: Variant, prompt: str, seed: int, folder: str
 ) -> tuple[Adapter | None, int]:
-    """The adapter that a variant starts from, and of how many entries it is."""
+    """The adapter that a variant starts from, and of how many entries of a scene it is."""
     if not variant.memory:
         return None, 0
     store = _store(folder)
     rank = PRESETS["demo"].rank
+    scenes = [entry for entry in store.entries() if entry.key != ANY_SCENE]
+    if variant.source == "common":
+        (common,) = {entry.id for entry in store.entries()} - {entry.id for entry in scenes}
+        return store.load(store.get(common)), 0
     if variant.source == "random":
-        chosen = random.Random(seed).sample(list(store.entries()), variant.top_k)
+        chosen = random.Random(seed).sample(scenes, variant.top_k)
         return fuse([store.load(entry) for entry in chosen], rank=rank), len(chosen)
     text = prompt if variant.source == "own" else mirrored(prompt)
     assert text is not None, "a prompt without a direction has no mirrored scene"
     scene = scene_of(text, plan(text), PipelineEmbedder(backbone.pipeline))
     known = recall(store, scene, backbone.fingerprint, top_k=variant.top_k, rank=rank)
-    return known.adapter, len(known.hits)
+    return known.start(variant.iterations), len(known.hits)
 
 
 def make(backbone: Any, job: Job) -> Row:

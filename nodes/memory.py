@@ -185,7 +185,11 @@ class MemoryRead(io.ComfyNode):
             modules=model.adapter_modules(settings.layers, settings.scope).keys(),
         )
         lines = [f"{_line(hit.entry)}: {printable(hit.why)}" for hit in known.hits]
-        return _told("\n".join([*lines, *known.skipped]) or "Nothing is known of this scene yet.", known)
+        if not known.hits:
+            lines.append("Nothing is known of this scene yet.")
+        if known.common:
+            lines.append("What all scenes share is where its optimisation starts.")
+        return _told("\n".join([*lines, *known.skipped]), known)
 
 
 class MemoryInsert(io.ComfyNode):
@@ -337,7 +341,7 @@ class MemoryConsolidate(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..ttom_core.generate import Progress
         from ..ttom_core.memory.pack import printable
-        from ..ttom_core.scenes import consolidate_scene, scenes_of
+        from ..ttom_core.scenes import consolidate_scene, scenes_of, share
 
         scenes = scenes_of(memory.entries(words), backbone.fingerprint)
         show, lines = host.progress_on(cls.hidden.unique_id), []
@@ -364,6 +368,7 @@ class MemoryConsolidate(io.ComfyNode):
                 )
             what = f"became {made.id[:8]}" if made else "kept as they were"
             lines.append(f"{len(entries)} {what}: {scene}, loss {first:.3f} → {last:.3f}")
+        lines += map(_line, share(memory, backbone.fingerprint))
         return _told("\n".join(lines), memory)
 
 

@@ -252,8 +252,8 @@ class LoRASampler(io.ComfyNode):
         show = host.progress_on(cls.hidden.unique_id)
         made: Composition | None = None
         if masks is not None:
-            adapter = recall.adapter if recall else None
             settings = sampler_settings(preset, masks, optimise)
+            adapter = recall.start(settings.iterations) if recall else None
             say = host.text_on(cls.hidden.unique_id)
             made = Composition(model, masks, settings, layers, adapter, show, say, keep_maps)
         plain = Reporter(steps, show)
@@ -332,7 +332,7 @@ class PatchModel(io.ComfyNode):
             say(f"{progress.message}, loss {progress.loss:.3f}")
 
         settings = sampler_settings(preset, masks, optimise)
-        adapter = recall.adapter if recall else None
+        adapter = recall.start(settings.iterations) if recall else None
         return io.NodeOutput(Composition(model, masks, settings, layers, adapter, show, say).model)
 
 

@@ -200,7 +200,7 @@ class TTOSampler(io.ComfyNode):
                 height=height,
                 width=width,
                 negative_prompt=negative_prompt,
-                adapter=recall.adapter if recall and settings else None,
+                adapter=recall.start(settings.iterations) if recall and settings else None,
                 on_progress=host.progress_on(cls.hidden.unique_id),
                 keep_maps=keep_maps,
             )

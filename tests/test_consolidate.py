@@ -12,13 +12,14 @@ from ttom_core import cli
 from ttom_core.attention import EarlyExit
 from ttom_core.consolidate import consolidate
 from ttom_core.errors import TTOMError
+from ttom_core.fusion import fuse
 from ttom_core.masks import soft_masks
 from ttom_core.memory.embedding import PipelineEmbedder
-from ttom_core.memory.recall import insert, merge, scene_of
+from ttom_core.memory.recall import ANY_SCENE, insert, merge, recall, scene_of
 from ttom_core.memory.store import MemoryStore
 from ttom_core.optimize import TTO, LatentSettings
 from ttom_core.planner import plan
-from ttom_core.scenes import consolidate_scene
+from ttom_core.scenes import consolidate_scene, share
 
 SAME = PROMPT.replace("red circle", "green triangle")
 LESSONS = [(prompt, plan(prompt)) for prompt in (PROMPT, SAME)]
@@ -182,11 +183,47 @@ def test_the_command_leaves_one_entry_a_scene(filled, backbone, settings, monkey
     said = capsys.readouterr().out
     with MemoryStore(filled, read_only=True) as store:
         found = {entry.key.sentence: entry for entry in store.entries()}
-        assert len(found) == len(store) == 2
+        assert len(found) == len(store) == 3
+        common = found.pop(ANY_SCENE.sentence)
+        assert common.key == ANY_SCENE and {*common.parents} == {entry.id for entry in found.values()}
+    assert f"what 2 scenes share: {common.id[:8]}" in said
     assert said.count("became") + said.count("kept as they were") == 2
     pair = found["<object A> moves to the right while <object B> stays still"]
     assert len(pair.parents) == 2 and pair.loss_last < pair.loss_first
     assert f"2 became {pair.id[:8]}" in said
+
+
+def test_what_all_scenes_share_starts_one_that_is_not_known(filled, backbone, settings) -> None:
+    with MemoryStore(filled) as store:
+        one, other, third = store.entries()
+        (common,) = share(store, backbone.fingerprint)
+        mean = fuse([store.load(entry) for entry in (one, other, third)], [0.5, 0.5, 1], rank=one.rank)
+        for name, (a, b) in store.load(common).weights.items():
+            torch.testing.assert_close(b @ a, mean.weights[name][1] @ mean.weights[name][0])
+        assert [entry.id for entry in share(store, backbone.fingerprint)] == [common.id]  # nothing is new
+
+        def known(prompt):
+            scene = scene_of(prompt, plan(prompt), PipelineEmbedder(backbone.pipeline))
+            return recall(store, scene, backbone.fingerprint)
+
+        new = known("a red circle bounces")
+        assert not new.hits and equal(new.start(1), store.load(common))
+        assert new.start(0) is None  # it is of use to an optimisation alone
+        old = known(PROMPT)
+        assert old.common is None and equal(old.start(0), old.adapter) and equal(old.start(1), old.adapter)
+
+        store.delete([third.id])
+        assert share(store, backbone.fingerprint) == []  # one scene shares nothing with another
+
+
+def test_it_is_replaced_when_the_scenes_change(filled, backbone, settings) -> None:
+    with MemoryStore(filled) as store:
+        one, *_ = store.entries()
+        (before,) = share(store, backbone.fingerprint)
+        store.update(one.id, store.load(before))
+        (after,) = share(store, backbone.fingerprint)
+        assert after.id != before.id
+        assert [entry.id for entry in store.entries() if entry.key == ANY_SCENE] == [after.id]
 
 
 def test_a_read_only_memory_is_told_before_anything_is_learnt(filled, backbone, settings) -> None:

@@ -410,6 +410,8 @@ def _generate(options: argparse.Namespace) -> None:
         made = run("TTOM", generate_with_memory, layout, settings, *memory, keep_maps=True)
     for hit in made.recall.hits if made.recall else ():
         print(f"from memory {hit.entry.id[:8]}: {hit.why}")
+    if made.recall and made.recall.common and settings.iterations and options.memory != "read":
+        print("from memory: what all scenes share")
     if made.change:
         print(f"memory: {made.change}")
     _write(options.out, backbone, layout, base, made.generation)
@@ -501,7 +503,7 @@ def _consolidate(options: argparse.Namespace) -> None:
 
     from .memory.pack import printable
     from .memory_cli import opened
-    from .scenes import consolidate_scene, scenes_of
+    from .scenes import consolidate_scene, scenes_of, share
 
     settings, sampling = _settings(options), _clip_settings(options)
     with opened(options, write=True) as store:
@@ -526,6 +528,8 @@ def _consolidate(options: argparse.Namespace) -> None:
                 )
             what = f"became {made.id[:8]}" if made else "kept as they were"
             print(f"{len(entries)} {what}: loss {first:.3f} → {last:.3f}")
+        for made in share(store, backbone.fingerprint):
+            print(f"{made.note}: {made.id[:8]}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

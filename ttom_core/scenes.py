@@ -1,20 +1,28 @@
 """The scenes of a memory, each of which can become one entry that needs no optimising.
 
 entries of a scene → consolidation over their prompts and layouts → one entry in their place
+entries of all scenes → their average → where the optimisation of a scene that is not known starts
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from .adapter import Adapter
 from .backbones.base import Backbone
 from .consolidate import consolidate
 from .errors import TTOMError
-from .memory.recall import merge
+from .fusion import fuse
+from .memory.recall import ANY_SCENE, merge
 from .memory.store import MemoryEntry, MemoryStore
 from .optimize import TTOSettings
+
+AT_ONCE = 32  # adapters that are averaged in one go; from one go to the next at four times their rank
 
 
 class Consolidated(NamedTuple):
@@ -75,3 +83,48 @@ def consolidate_scene(
         note=f"consolidated over {clips} clips of {len(lessons)} prompts",
     )
     return Consolidated(made, first, last)
+
+
+def share(store: MemoryStore, fingerprint: str) -> list[MemoryEntry]:
+    """Keep the average of this model's scenes, from which a scene that the memory does not know can start.
+
+    Every scene counts once, however many entries it has. There is one such entry for each embedder and set of
+    modules that two scenes or more have, and it takes the place of the one before.
+    """
+    alike: dict[tuple[str, frozenset[str]], list[MemoryEntry]] = {}
+    for entry in store.entries(fingerprint=fingerprint):
+        alike.setdefault((entry.embedder, frozenset(store.load(entry).weights)), []).append(entry)
+    made = []
+    for entries in alike.values():
+        own = [entry for entry in entries if entry.key != ANY_SCENE]
+        scenes = Counter(entry.key.digest for entry in own)
+        if len(scenes) < 2:
+            continue
+        first = own[0]
+        entry = store.insert(
+            _average(store, own, [1 / scenes[entry.key.digest] for entry in own]),
+            ANY_SCENE,
+            np.mean([entry.embedding for entry in own], 0),
+            embedder=first.embedder,
+            prompt=ANY_SCENE.sentence,
+            settings=first.settings,
+            lora_seed=first.lora_seed,
+            parents=[entry.id for entry in own],
+            note=f"what {len(scenes)} scenes share",
+            once=True,
+        )
+        store.delete(old.id for old in entries if old.key == ANY_SCENE and old.id != entry.id)
+        made.append(entry)
+    return made
+
+
+def _average(store: MemoryStore, entries: Sequence[MemoryEntry], weights: Sequence[float]) -> Adapter:
+    """The weighted average of these entries, at the first one's rank; few of them are held at once."""
+    average, total = store.load(entries[0]), weights[0]
+    rank = average.rank
+    for at in range(1, len(entries), AT_ONCE):
+        part = slice(at, at + AT_ONCE)
+        adapters = [average, *map(store.load, entries[part])]
+        average = fuse(adapters, [total, *weights[part]], rank=4 * rank)
+        total += sum(weights[part])
+    return fuse([average], rank=rank)

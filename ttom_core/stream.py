@@ -62,7 +62,7 @@ def generate_with_memory(
     )
     if use.mode == "read":
         settings = settings.model_copy(update={"iterations": 0, "latents": None})
-    made = generate(backbone, prompt, layout, settings, adapter=known.adapter, **sampling)
+    made = generate(backbone, prompt, layout, settings, adapter=known.start(settings.iterations), **sampling)
     change = ""
     if use.mode == "learn":
         assert made.adapter is not None and made.trace is not None

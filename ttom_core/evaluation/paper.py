@@ -141,6 +141,26 @@ GOALS = (
         f"TTO from a memory keeps the presence of TTO alone (to within {KEPT})",
         (Condition(MEMORY, "presence_of_memory_tto_over_tto", -KEPT),),
     ),
+    *(
+        Claim(
+            "goal",
+            f"at a quarter of the iterations{words} a memory makes TTO compose better and keeps its presence",
+            (
+                ahead(MEMORY, f"memory_tto_quarter{rate}", f"tto_quarter{rate}"),
+                Condition(MEMORY, f"presence_of_memory_tto_quarter{rate}_over_tto_quarter{rate}", -KEPT),
+            ),
+        )
+        for rate, words in (("", ""), ("_fast", ", each twice as large,"))
+    ),
+    Claim(
+        "goal",
+        f"from a memory a quarter of the iterations, each twice as large, composes as well as all of them "
+        f"and keeps their presence (to within {KEPT})",
+        tuple(
+            Condition(MEMORY, f"{quality}_of_memory_tto_quarter_fast_over_tto", -KEPT)
+            for quality in ("composition", "presence")
+        ),
+    ),
     Claim(
         "goal",
         "a memory read without optimising composes better than the base model",

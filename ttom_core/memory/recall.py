@@ -41,6 +41,10 @@ class MemorySettings(BaseModel):
     )
 
 
+# What an adapter is filed under that belongs to no scene: what all of a memory's scenes share.
+ANY_SCENE = SceneKey(structure=(), sentence="any scene")
+
+
 @dataclass(frozen=True)
 class Scene:
     """What a memory files a prompt and its layout under."""
@@ -60,6 +64,14 @@ class Recall:
     hits: tuple[Hit, ...]
     adapter: Adapter | None  # None without hits
     skipped: tuple[str, ...]  # a sentence for each entry that was found and could not be used
+    common: Adapter | None = None  # without hits: what all scenes share, where the memory has that
+
+    def start(self, iterations: int) -> Adapter | None:
+        """The adapter that a generation of so many iterations starts from.
+
+        What all scenes share makes a new one quicker to learn, and is of no use unoptimised.
+        """
+        return self.common if self.adapter is None and iterations else self.adapter
 
     @property
     def similarity(self) -> float | None:
@@ -94,30 +106,38 @@ def recall(
 
     Adapters that sit on other modules (made with other layers or another scope) cannot be averaged. Those on
     `modules` are taken or, where there are none, those that sit where the best hit does; the others are left
-    out, each with a sentence.
+    out, each with a sentence. For a scene that is not known, what all scenes share is read instead.
     """
-    found = store.read(
-        scene.key,
-        scene.embedding,
-        embedder=scene.embedder,
-        fingerprint=fingerprint,
-        threshold=threshold,
-        top_k=top_k,
-    )
-    # Another copy's, if the store gives it.
-    loaded = [replace(store.load(hit.entry), fingerprint=fingerprint) for hit in found]
-    places = [frozenset(adapter.weights) for adapter in loaded]
-    chosen = frozenset(modules or ())
-    if chosen not in places and places:
-        chosen = places[0]
-    hits = tuple(hit for hit, place in zip(found, places, strict=True) if place == chosen)
-    adapters = [adapter for adapter, place in zip(loaded, places, strict=True) if place == chosen]
-    skipped = tuple(
-        f"Memory entry {hit.entry.id[:8]} was made with other layers or another scope than the rest."
-        for hit, place in zip(found, places, strict=True)
-        if place != chosen
-    )
-    return Recall(scene, hits, fuse(adapters, rank=rank) if adapters else None, skipped)
+
+    def read(key: SceneKey, threshold: float) -> tuple[tuple[Hit, ...], Adapter | None, tuple[str, ...]]:
+        found = store.read(
+            key,
+            scene.embedding,
+            embedder=scene.embedder,
+            fingerprint=fingerprint,
+            threshold=threshold,
+            top_k=top_k,
+        )
+        if not found:
+            return (), None, ()
+        # Another copy's, if the store gives it.
+        loaded = [replace(store.load(hit.entry), fingerprint=fingerprint) for hit in found]
+        places = [frozenset(adapter.weights) for adapter in loaded]
+        chosen = frozenset(modules or ())
+        if chosen not in places:
+            chosen = places[0]
+        hits = tuple(hit for hit, place in zip(found, places, strict=True) if place == chosen)
+        adapters = [adapter for adapter, place in zip(loaded, places, strict=True) if place == chosen]
+        skipped = tuple(
+            f"Memory entry {hit.entry.id[:8]} was made with other layers or another scope than the rest."
+            for hit, place in zip(found, places, strict=True)
+            if place != chosen
+        )
+        return hits, fuse(adapters, rank=rank), skipped
+
+    hits, adapter, skipped = read(scene.key, threshold)
+    common = None if hits else read(ANY_SCENE, -1.0)[1]
+    return Recall(scene, hits, adapter, skipped, common)
 
 
 def insert(store: MemoryStore, scene: Scene, adapter: Adapter, **facts: Any) -> MemoryEntry:
