@@ -173,7 +173,7 @@ def write_pack(scenes: Path, path: Path) -> None:
             strip({"layout": draw_layout(canvas, entry.layout)}).save(previews[entry.id])
         path.parent.mkdir(parents=True, exist_ok=True)
         export_pack(store, entries, path, licence="Apache-2.0", previews=previews)
-    print(f"wrote {path}: {len(entries)} scenes, {path.stat().st_size / 1e6:.1f} MB")
+    print(f"wrote {path}: {len(previews)} scenes and what they share, {path.stat().st_size / 1e6:.1f} MB")
 
 
 # Solved prompts -----------------------------------------------------------------------------------
