@@ -66,6 +66,7 @@ evidence: $(VENV)/core.stamp
 	$(BIN)/python benchmarks/ablations.py all $(if $(WORKERS),--workers $(WORKERS))
 	$(BIN)/python benchmarks/probe.py $(if $(WORKERS),--workers $(WORKERS))
 	$(BIN)/python benchmarks/memory_quality.py $(if $(WORKERS),--workers $(WORKERS))
+	$(BIN)/python benchmarks/memory_quality.py paper $(if $(WORKERS),--workers $(WORKERS))
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/readme.py
 
@@ -85,6 +86,7 @@ bench: $(VENV)/core.stamp
 	$(BIN)/python benchmarks/planning/run.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/memory_quality.py
+	$(BIN)/python benchmarks/memory_quality.py paper
 	$(BIN)/python benchmarks/full_size.py
 	$(BIN)/python benchmarks/readme.py
 

@@ -1,20 +1,22 @@
-"""Does memory work? The analogues of the paper's tables 3, 4 and 6 on the demo model, with two controls.
+"""Does memory work? On the demo model: consolidated scenes, and the paper's memory beside them.
 
-    python benchmarks/memory_quality.py                # 105 held-out prompts, every variant
+    python benchmarks/memory_quality.py          # consolidated scenes, 105 held-out prompts, every variant
+    python benchmarks/memory_quality.py paper    # the paper's memory: its tables 3, 4 and 6
     python benchmarks/memory_quality.py --limit 28 --only base tto memory_only memory_tto
 
-Two memories are built from the 200 prompts of demo/prompts/memory.json: an adapter a scene, consolidated over
-many clips (`python -m demo.memories`), and the paper's, an adapter a prompt, optimised from scratch and
-averaged when read. Then every held-out prompt is made by every variant at the same seed and scored: the base
-model, TTO alone, the memory read without optimising, and the memory as the start of the optimisation, with
-the iterations varied, and the paper's memory's size and number of fused entries too. Controls: the adapter of
-the mirrored scene (the wrong direction) and random ones.
+Each memory is built from the 200 prompts of demo/prompts/memory.json: an adapter a scene, consolidated over
+many clips, with what all scenes share (`python -m demo.memories`); and the paper's, an adapter a prompt,
+optimised from scratch and averaged when read. Then every held-out prompt is made by every variant at the same
+seed and scored: the base model, TTO alone, the memory read without optimising, and the memory as the start of
+the optimisation, with fewer iterations too. Of the paper's memory its size and the number of fused entries
+vary; of the scenes there are controls: the adapter of the mirrored scene (the wrong direction), random ones,
+what all scenes share where the scene itself is known, and as large iterations without a memory.
 
-On four cores the scenes take about 27 minutes, once, the solved prompts 17, and then a prompt 13 s by the
-first four variants, a minute by all; on two cores twice that. Resumable: a scene or a solved prompt is an
-entry of a store, a clip is a line in rows.jsonl, which benchmarks/evidence.py and ablations.py share.
-`--only` says what is made now; the result tells of all variants that have their clips of the present model,
-settings and code, and replaces one that tells of more only with --force. Writes results/memory_quality.json.
+On four cores the scenes take about 27 minutes, once, the solved prompts 17, and then a prompt 40 s by all
+variants of either; on two cores twice that. Resumable: a scene or a solved prompt is an entry of a store, a
+clip is a line in rows.jsonl, which benchmarks/evidence.py and ablations.py share. `--only` says what is made
+now; the result tells of all variants that have their clips of the present model, settings and code, and
+replaces one that tells of more only with --force. Writes results/memory_quality.json or memory_paper.json.
 """
 
 from __future__ import annotations
@@ -104,6 +106,9 @@ VARIANTS: dict[str, Variant] = {
     "random_only": Variant(iterations=0, memory="scenes", top_k=1, source="random"),
     "random": Variant(memory="scenes", top_k=1, source="random"),
     "random_quarter": Variant(iterations=ITERATIONS // 4, memory="scenes", top_k=1, source="random"),
+}
+PAPERS: dict[str, Variant] = {
+    **{name: VARIANTS[name] for name in ("base", "tto", "tto_half")},
     "solved_only": Variant(iterations=0, memory="solved"),
     "solved_only_top1": Variant(iterations=0, memory="solved", top_k=1),
     "solved_only_top10": Variant(iterations=0, memory="solved", top_k=10),
@@ -113,7 +118,7 @@ VARIANTS: dict[str, Variant] = {
     "solved_tto_top10": Variant(memory="solved", top_k=10),
     **{f"solved_tto_of_{size}": Variant(memory="solved", size=size) for size in SIZES[:-1]},
 }
-
+QUESTIONS = {"quality": VARIANTS, "paper": PAPERS}  # a result each: memory_quality.json, memory_paper.json
 
 # Told apart at the same prompts: what the paper claims, and more.
 PAIRS = (
@@ -138,8 +143,6 @@ PAIRS = (
     ("solved_tto", "tto"),
     ("solved_tto_half", "tto"),
     ("solved_tto_half", "tto_half"),
-    ("memory_only", "solved_only"),
-    ("memory_tto", "solved_tto"),
     ("solved_tto", "solved_only"),
     ("solved_only", "solved_only_top10"),
     ("solved_tto", "solved_tto_top10"),
@@ -226,8 +229,10 @@ def make(backbone: Any, job: Job) -> Row:
     return {**row, "seconds": row["seconds"] + reading, "entries": entries}
 
 
-def jobs_of(prompts: list[dict[str, Any]], scenes: Path, solved: Path) -> dict[str, dict[int, Job]]:
-    """The clips of every variant by the prompt's number; the mirrored ones where there is a direction."""
+def jobs_of(
+    variants: dict[str, Variant], prompts: list[dict[str, Any]], scenes: Path, solved: Path
+) -> dict[str, dict[int, Job]]:
+    """The clips of these variants by the prompt's number; the mirrored ones where there is a direction."""
 
     def store(variant: Variant) -> str:
         return str(solved.with_name(f"of_{variant.size}") if variant.memory == "solved" else scenes)
@@ -238,7 +243,7 @@ def jobs_of(prompts: list[dict[str, Any]], scenes: Path, solved: Path) -> dict[s
             for index, spec in enumerate(prompts)
             if variant.source != "mirrored" or mirrored(spec["prompt"])
         }
-        for name, variant in VARIANTS.items()
+        for name, variant in variants.items()
     }
 
 
@@ -261,7 +266,8 @@ def build_solved(work: Path, model: str, workers: int | None) -> None:
 
 def table_of(rows: dict[str, dict[int, Row]]) -> dict[str, dict[str, Any]]:
     """The figures of these variants' rows, by the prompt's number, and of the pairs among them."""
-    whole = {name: [*found.values()] for name, found in rows.items() if VARIANTS[name].source != "mirrored"}
+    every = VARIANTS | PAPERS
+    whole = {name: [*found.values()] for name, found in rows.items() if every[name].source != "mirrored"}
     table: dict[str, dict[str, Any]] = {}
     if whole:
         table |= figures(whole, [pair for pair in PAIRS if whole.keys() >= {*pair}], by_category=False)
@@ -292,24 +298,30 @@ def table_of(rows: dict[str, dict[int, Row]]) -> dict[str, dict[str, Any]]:
 
 
 def run(options: argparse.Namespace) -> None:
+    variants = QUESTIONS[options.question]
+    only = options.only or list(variants)
+    if foreign := [name for name in only if name not in variants]:
+        raise TTOMError(
+            f"{options.question!r} does not ask {', '.join(foreign)}; choose of {', '.join(variants)}."
+        )
     identity = identity_of(backbone_of(options.model))
     scenes, solved = (find(options.work, options.model) for find in (scenes_folder, solved_folder))
     prompts = load_prompts(HELD_OUT, options.limit)
     jobs = {
         name: {index: (job.key(identity), job) for index, job in found.items()}
-        for name, found in jobs_of(prompts, scenes, solved).items()
+        for name, found in jobs_of(variants, prompts, scenes, solved).items()
     }
     path, known = options.out / "rows.jsonl", read_rows(options.out / "rows.jsonl")
     # A key knows the model, the settings and the code, so what is there belongs beside what is made now.
     told = [
         name
         for name, found in jobs.items()
-        if found and (name in options.only or all(key in known for key, _ in found.values()))
+        if found and (name in only or all(key in known for key, _ in found.values()))
     ]
-    result = options.results / "memory_quality.json"
+    result = options.results / f"memory_{options.question}.json"
     if not options.force:
         insist_on_more(result, len(prompts), STEPS, told)
-    needed = {VARIANTS[name].memory for name in options.only}
+    needed = {variants[name].memory for name in only}
     if "scenes" in needed:
         fill_scenes(options.work, options.model, options.workers)
     if "solved" in needed:
@@ -322,33 +334,33 @@ def run(options: argparse.Namespace) -> None:
         raise TTOMError("No memory was read for any of these prompts; raise --limit, or add to --only.")
     for name, value in table.items():
         print(f"{name:60} {value['value']:8.3f}  ({value['low']:.3f} to {value['high']:.3f}, n {value['n']})")
-    command = f"python benchmarks/memory_quality.py --limit {options.limit}"
-    if len(told) < len(VARIANTS):
+    asked = "" if options.question == "quality" else f" {options.question}"
+    command = f"python benchmarks/memory_quality.py{asked} --limit {options.limit}"
+    if len(told) < len(variants):
         command += f" --only {' '.join(told)}"
     facts = {
         "prompts": "held_out",
         "count": len(prompts),
         "model": identity,
-        "scenes": scenes.parent.name,
-        "solved": solved.parent.name,
+        "memory": (scenes if options.question == "quality" else solved).parent.name,
         "steps": STEPS,
         "preset": PRESETS["demo"].model_dump(mode="json"),
-        "variants": {name: asdict(VARIANTS[name]) for name in told},
+        "variants": {name: asdict(variants[name]) for name in told},
     }
     write_result(result, command, 0, table, facts)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("question", nargs="?", choices=QUESTIONS, default="quality")
     parser.add_argument("--model", default=str(ROOT / "demo" / "model"))
     parser.add_argument("--limit", type=int, default=105, help="held-out prompts (default 105)")
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=VARIANTS,
-        default=list(VARIANTS),
+        choices=VARIANTS | PAPERS,
         metavar="NAME",
-        help=f"the variants to make now: {', '.join(VARIANTS)}",
+        help=f"the variants to make now: {', '.join(VARIANTS | PAPERS)}",
     )
     parser.add_argument("--workers", type=int, help="processes of one thread each (default: the cores)")
     parser.add_argument("--out", type=Path, default=Path("outputs/evidence"), help="of the rows")

@@ -190,6 +190,7 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "memory": store_table,
     "planning": planning_table,
     "memory_quality": methods_table,
+    "memory_paper": methods_table,
 }
 
 

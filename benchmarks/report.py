@@ -32,7 +32,7 @@ from ttom_core.evaluation.claims import (
     unmeasured,
 )
 from ttom_core.evaluation.evaluate import QUALITIES
-from ttom_core.evaluation.paper import CATEGORIES, CLAIMS, GOALS, MEMORY
+from ttom_core.evaluation.paper import CATEGORIES, CLAIMS, GOALS, MEMORY, PAPER
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -180,7 +180,12 @@ def page(results: Mapping[str, Result], folder: Path) -> str:
         where = f"{result['settings']['prompts'].replace('_', '-')} prompts"
         parts += [f"<h3>{escape(question)}</h3><p>{escape(where)}</p>", methods(result)]
         parts += [picture(folder / f"{name}.png", question), source(result)]
-    for name, title in ((MEMORY, "Memory"), ("probe", "Layer by layer"), ("single_object", "One object")):
+    for name, title in (
+        (MEMORY, "Memory"),
+        (PAPER, "The paper's memory"),
+        ("probe", "Layer by layer"),
+        ("single_object", "One object"),
+    ):
         if found := results.get(name):
             parts += [
                 f"<h2>{title}</h2>",

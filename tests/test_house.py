@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *FOUNDATIONS, "attention", "backbones.base", "forecast", "optimize", "latents", "memory", "planner",
     },
     "consolidate": {*FOUNDATIONS, "attention", "backbones.base", "forecast", "optimize"},
-    "scenes": {"backbones.base", "consolidate", "memory", "optimize"},
+    "scenes": {"adapter", "backbones.base", "consolidate", "fusion", "memory", "optimize"},
     "evaluation": {*FOUNDATIONS, *SCENE, "backbones", "optimize", "probe", "memory", "generate"},
     "stream": {"layout", "backbones.base", "generate", "memory", "optimize", "planner"},
     "doctor_cli": {"backbones", "forecast", "optimize"},

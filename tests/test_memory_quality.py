@@ -14,7 +14,7 @@ from conftest import SIZE, STEPS
 
 import demo.memories as memories
 from ttom_core.evaluation.evaluate import Clip, load_prompts
-from ttom_core.evaluation.paper import CLAIMS, GOALS, MEMORY
+from ttom_core.evaluation.paper import CLAIMS, GOALS, MEMORY, PAPER
 from ttom_core.evaluation.pool import read_rows
 from ttom_core.generate import generate
 from ttom_core.memory.store import MemoryStore
@@ -23,7 +23,7 @@ from ttom_core.optimize import PRESETS
 ROOT = Path(__file__).resolve().parent.parent
 QUALITY = runpy.run_path(str(ROOT / "benchmarks" / "memory_quality.py"))
 INSIDE = QUALITY["main"].__globals__
-VARIANTS = QUALITY["VARIANTS"]
+VARIANTS, PAPERS = QUALITY["VARIANTS"], QUALITY["PAPERS"]
 HELD_OUT = load_prompts(ROOT / "demo" / "prompts" / "held_out.json", 14)
 
 
@@ -32,14 +32,15 @@ def row(index, entries=5):
     return {"category": "motion", "seed": index, "seconds": 1.0, "entries": entries, **qualities}
 
 
-def jobs(stores="stores"):
-    return QUALITY["jobs_of"](HELD_OUT, Path(stores) / "scenes", Path(stores) / "solved")
+def jobs(stores="stores", variants=VARIANTS):
+    return QUALITY["jobs_of"](variants, HELD_OUT, Path(stores) / "scenes", Path(stores) / "solved")
 
 
-def test_every_claim_about_memory_has_its_figure():
-    rows = {name: {index: row(index) for index in found} for name, found in jobs().items()}
-    table = QUALITY["table_of"](rows)
-    asked = {c.figure for claim in (*CLAIMS, *GOALS) for c in claim.conditions if c.result == MEMORY}
+@pytest.mark.parametrize(("result", "variants"), [(MEMORY, VARIANTS), (PAPER, PAPERS)])
+def test_every_claim_about_memory_has_its_figure(result, variants):
+    found = jobs(variants=variants)
+    table = QUALITY["table_of"]({name: {index: row(index) for index in of} for name, of in found.items()})
+    asked = {c.figure for claim in (*CLAIMS, *GOALS) for c in claim.conditions if c.result == result}
     assert asked and asked <= table.keys()
 
 
@@ -65,13 +66,14 @@ def test_clips_without_a_memory_are_those_of_every_other_table():
 
 
 def test_a_clip_from_memory_knows_everything_that_decides_it():
-    found, other = jobs(), jobs("other")
-    with_memory = [name for name, variant in VARIANTS.items() if variant.memory]
+    every = VARIANTS | PAPERS
+    found, other = jobs(variants=every), jobs("other", every)
+    with_memory = [name for name, variant in every.items() if variant.memory]
     index = next(iter(found["wrong_direction"]))  # which every variant has
-    keys = {name: found[name][index].key("model") for name in VARIANTS}
-    assert len(set(keys.values())) == len(VARIANTS)
+    keys = {name: found[name][index].key("model") for name in every}
+    assert len(set(keys.values())) == len(every)
     assert all(other[name][index].key("model") != keys[name] for name in with_memory)
-    assert all(found[name][index].key("elsewhere") != keys[name] for name in VARIANTS)
+    assert all(found[name][index].key("elsewhere") != keys[name] for name in every)
 
 
 def memories_are_there(monkeypatch) -> None:
@@ -119,6 +121,16 @@ def test_a_part_joins_the_others_of_the_same_model_settings_and_code(run):
     assert both.command.endswith("--limit 7 --only base tto memory_tto")
     whole = run()
     assert [*whole.settings["variants"]] == [*VARIANTS] and whole.command.endswith("--limit 7")
+
+
+def test_the_papers_memory_is_a_result_of_its_own(run, tmp_path, capsys):
+    quality = run()
+    run("paper")
+    paper = json.loads((tmp_path / "memory_paper.json").read_text())
+    assert [*paper["settings"]["variants"]] == [*PAPERS]
+    assert paper["command"] == "python benchmarks/memory_quality.py paper --limit 7"
+    assert run("paper", "--only", "memory_tto", code=2).figures == quality.figures
+    assert "'paper' does not ask memory_tto" in capsys.readouterr().err
 
 
 def test_a_part_never_replaces_a_result_that_tells_of_more(run, capsys):
