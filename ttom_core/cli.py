@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,9 +39,13 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         options.run(options)
+        sys.stdout.flush()
     except TTOMError as error:
         print(f"ttom: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head` has seen enough; the flush at the exit shall not complain either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("ttom: interrupted; the model is as it was before.", file=sys.stderr)
         return 130
