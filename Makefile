@@ -67,6 +67,7 @@ evidence: $(VENV)/core.stamp
 	$(BIN)/python benchmarks/probe.py $(if $(WORKERS),--workers $(WORKERS))
 	$(BIN)/python benchmarks/memory_quality.py $(if $(WORKERS),--workers $(WORKERS))
 	$(BIN)/python benchmarks/memory_quality.py paper $(if $(WORKERS),--workers $(WORKERS))
+	$(BIN)/python benchmarks/memory_quality.py fast --limit 210 $(if $(WORKERS),--workers $(WORKERS))
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/readme.py
 
@@ -87,6 +88,7 @@ bench: $(VENV)/core.stamp
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/memory_quality.py
 	$(BIN)/python benchmarks/memory_quality.py paper
+	$(BIN)/python benchmarks/memory_quality.py fast --limit 210
 	$(BIN)/python benchmarks/full_size.py
 	$(BIN)/python benchmarks/readme.py
 

@@ -2,6 +2,7 @@
 
     python benchmarks/memory_quality.py          # consolidated scenes, 105 held-out prompts, every variant
     python benchmarks/memory_quality.py paper    # the paper's memory: its tables 3, 4 and 6
+    python benchmarks/memory_quality.py fast     # its best use alone, for more prompts
     python benchmarks/memory_quality.py --limit 28 --only base tto memory_only memory_tto
 
 Each memory is built from the 200 prompts of demo/prompts/memory.json: an adapter a scene, consolidated over
@@ -10,13 +11,14 @@ optimised from scratch and averaged when read. Then every held-out prompt is mad
 seed and scored: the base model, TTO alone, the memory read without optimising, and the memory as the start of
 the optimisation, with fewer iterations too. Of the paper's memory its size and the number of fused entries
 vary; of the scenes there are controls: the adapter of the mirrored scene (the wrong direction), random ones,
-what all scenes share where the scene itself is known, and as large iterations without a memory.
+the scene's own as a start, and as large iterations without a memory.
 
 On four cores the scenes take about 27 minutes, once, the solved prompts 17, and then a prompt 40 s by all
 variants of either; on two cores twice that. Resumable: a scene or a solved prompt is an entry of a store, a
 clip is a line in rows.jsonl, which benchmarks/evidence.py and ablations.py share. `--only` says what is made
 now; the result tells of all variants that have their clips of the present model, settings and code, and
-replaces one that tells of more only with --force. Writes results/memory_quality.json or memory_paper.json.
+replaces one that tells of more only with --force. Writes results/memory_quality.json,
+memory_paper.json or memory_fast.json.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ class Variant:
     memory: str = ""  # scenes, solved or none
     size: int = 200
     top_k: int = 5
-    source: str = "own"  # own, or what all scenes share where that is not known; common, mirrored, random
+    source: str = ""  # what a generation takes; or the scene's own, the mirrored scene's, random ones
     until: float | None = None  # adapter_until_sigma, where it is not the preset's
     rate: float = 1.0  # of the preset's learning rate
 
@@ -100,7 +102,7 @@ VARIANTS: dict[str, Variant] = {
     "memory_tto_half": Variant(iterations=ITERATIONS // 2, memory="scenes"),
     "memory_tto_quarter": Variant(iterations=ITERATIONS // 4, memory="scenes"),
     "memory_tto_quarter_fast": Variant(iterations=ITERATIONS // 4, memory="scenes", rate=2),
-    "common_quarter_fast": Variant(iterations=ITERATIONS // 4, memory="scenes", source="common", rate=2),
+    "own_quarter_fast": Variant(iterations=ITERATIONS // 4, memory="scenes", source="own", rate=2),
     "wrong_direction_only": Variant(iterations=0, memory="scenes", source="mirrored"),
     "wrong_direction": Variant(memory="scenes", source="mirrored"),
     "random_only": Variant(iterations=0, memory="scenes", top_k=1, source="random"),
@@ -118,7 +120,9 @@ PAPERS: dict[str, Variant] = {
     "solved_tto_top10": Variant(memory="solved", top_k=10),
     **{f"solved_tto_of_{size}": Variant(memory="solved", size=size) for size in SIZES[:-1]},
 }
-QUESTIONS = {"quality": VARIANTS, "paper": PAPERS}  # a result each: memory_quality.json, memory_paper.json
+FAST = {name: VARIANTS[name] for name in ("base", "tto", "tto_quarter_fast", "memory_tto_quarter_fast")}
+# A result each: memory_quality.json, …
+QUESTIONS = {"quality": VARIANTS, "paper": PAPERS, "fast": FAST}
 
 # Told apart at the same prompts: what the paper claims, and more.
 PAIRS = (
@@ -131,7 +135,6 @@ PAIRS = (
     ("memory_tto_quarter", "random_quarter"),
     ("memory_tto_quarter_fast", "tto"),
     ("memory_tto_quarter_fast", "tto_quarter_fast"),
-    ("memory_tto_quarter_fast", "common_quarter_fast"),
     ("memory_only", "base"),
     ("memory_only", "tto"),
     ("memory_only", "random_only"),
@@ -159,7 +162,7 @@ KNOWN = (
     ("memory_tto_quarter", "tto_quarter"),
     ("memory_tto_quarter", "random_quarter"),
     ("memory_tto_quarter_fast", "tto_quarter_fast"),
-    ("memory_tto_quarter_fast", "common_quarter_fast"),
+    ("memory_tto_quarter_fast", "own_quarter_fast"),
 )
 # What the wrong direction stands beside, on the prompts that have one.
 DIRECTED = ("base", "tto", "memory_only", "memory_tto")
@@ -205,18 +208,16 @@ def _start(
         return None, 0
     store = _store(folder)
     rank = PRESETS["demo"].rank
-    scenes = [entry for entry in store.entries() if entry.key != ANY_SCENE]
-    if variant.source == "common":
-        (common,) = {entry.id for entry in store.entries()} - {entry.id for entry in scenes}
-        return store.load(store.get(common)), 0
     if variant.source == "random":
+        scenes = [entry for entry in store.entries() if entry.key != ANY_SCENE]
         chosen = random.Random(seed).sample(scenes, variant.top_k)
         return fuse([store.load(entry) for entry in chosen], rank=rank), len(chosen)
-    text = prompt if variant.source == "own" else mirrored(prompt)
+    text = mirrored(prompt) if variant.source == "mirrored" else prompt
     assert text is not None, "a prompt without a direction has no mirrored scene"
     scene = scene_of(text, plan(text), PipelineEmbedder(backbone.pipeline))
     known = recall(store, scene, backbone.fingerprint, top_k=variant.top_k, rank=rank)
-    return known.start(variant.iterations), len(known.hits)
+    adapter = known.adapter if variant.source else known.start(variant.iterations)
+    return adapter, len(known.hits)
 
 
 def make(backbone: Any, job: Job) -> Row:

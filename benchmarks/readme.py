@@ -191,6 +191,7 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "planning": planning_table,
     "memory_quality": methods_table,
     "memory_paper": methods_table,
+    "memory_fast": methods_table,
 }
 
 

@@ -32,7 +32,7 @@ from ttom_core.evaluation.claims import (
     unmeasured,
 )
 from ttom_core.evaluation.evaluate import QUALITIES
-from ttom_core.evaluation.paper import CATEGORIES, CLAIMS, GOALS, MEMORY, PAPER
+from ttom_core.evaluation.paper import CATEGORIES, CLAIMS, FAST, GOALS, MEMORY, PAPER
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -182,6 +182,7 @@ def page(results: Mapping[str, Result], folder: Path) -> str:
         parts += [picture(folder / f"{name}.png", question), source(result)]
     for name, title in (
         (MEMORY, "Memory"),
+        (FAST, "Memory and few iterations"),
         (PAPER, "The paper's memory"),
         ("probe", "Layer by layer"),
         ("single_object", "One object"),

@@ -4,7 +4,7 @@ The prompts of prompts/memory.json are taken scene by scene, and one adapter a s
 over many clips of the scene's prompts on fresh noise. Then it has to earn its place. The scene's own prompts
 are made with and without it, nothing being optimised, and it is kept only where the scorer finds their
 composition no lower and their presence no lower by more than 0.03. The average of those that are kept goes in
-as well, as a start for scenes that are not there. No held-out prompt is seen.
+as well, for an optimisation to start from. No held-out prompt is seen.
 
 39 scenes of about 165 s on a core: 27 minutes on four cores. Interrupted, the same command goes on from the
 last scene; another model, other settings or other code begin a memory of their own.

@@ -188,7 +188,7 @@ class MemoryRead(io.ComfyNode):
         if not known.hits:
             lines.append("Nothing is known of this scene yet.")
         if known.common:
-            lines.append("What all scenes share is where its optimisation starts.")
+            lines.append("An optimisation starts from what all scenes share.")
         return _told("\n".join([*lines, *known.skipped]), known)
 
 

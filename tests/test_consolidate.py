@@ -193,7 +193,7 @@ def test_the_command_leaves_one_entry_a_scene(filled, backbone, settings, monkey
     assert f"2 became {pair.id[:8]}" in said
 
 
-def test_what_all_scenes_share_starts_one_that_is_not_known(filled, backbone, settings) -> None:
+def test_what_all_scenes_share_starts_every_optimisation(filled, backbone, settings) -> None:
     with MemoryStore(filled) as store:
         one, other, third = store.entries()
         (common,) = share(store, backbone.fingerprint)
@@ -210,7 +210,10 @@ def test_what_all_scenes_share_starts_one_that_is_not_known(filled, backbone, se
         assert not new.hits and equal(new.start(1), store.load(common))
         assert new.start(0) is None  # it is of use to an optimisation alone
         old = known(PROMPT)
-        assert old.common is None and equal(old.start(0), old.adapter) and equal(old.start(1), old.adapter)
+        assert old.hits and equal(old.start(0), old.adapter) and equal(old.start(1), store.load(common))
+
+        store.delete([common.id])
+        assert equal(known(PROMPT).start(1), old.adapter)
 
         store.delete([third.id])
         assert share(store, backbone.fingerprint) == []  # one scene shares nothing with another

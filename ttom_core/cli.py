@@ -413,10 +413,11 @@ def _generate(options: argparse.Namespace) -> None:
     with _memory(options, backbone) as memory:
         base = None if options.no_base else run("base", generate)
         made = run("TTOM", generate_with_memory, layout, settings, *memory, keep_maps=True)
-    for hit in made.recall.hits if made.recall else ():
-        print(f"from memory {hit.entry.id[:8]}: {hit.why}")
-    if made.recall and made.recall.common and settings.iterations and options.memory != "read":
-        print("from memory: what all scenes share")
+    if known := made.recall:
+        for hit in known.hits:
+            print(f"from memory {hit.entry.id[:8]}: {hit.why}")
+        if known.common and settings.iterations and options.memory != "read":
+            print("from memory: the optimisation started from what all scenes share")
     if made.change:
         print(f"memory: {made.change}")
     _write(options.out, backbone, layout, base, made.generation)

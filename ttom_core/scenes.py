@@ -1,7 +1,7 @@
 """The scenes of a memory, each of which can become one entry that needs no optimising.
 
 entries of a scene → consolidation over their prompts and layouts → one entry in their place
-entries of all scenes → their average → where the optimisation of a scene that is not known starts
+entries of all scenes → their average → where an optimisation starts
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def consolidate_scene(
 
 
 def share(store: MemoryStore, fingerprint: str) -> list[MemoryEntry]:
-    """Keep the average of this model's scenes, from which a scene that the memory does not know can start.
+    """Keep the average of this model's scenes, from which the optimisation of any scene starts.
 
     Every scene counts once, however many entries it has. There is one such entry for each embedder and set of
     modules that two scenes or more have, and it takes the place of the one before.

@@ -58,20 +58,21 @@ class Scene:
 
 @dataclass(frozen=True)
 class Recall:
-    """What a memory knows of a scene: what was found, and that fused."""
+    """What a memory knows of a scene: what was found, that fused, and what all scenes share."""
 
     scene: Scene
     hits: tuple[Hit, ...]
     adapter: Adapter | None  # None without hits
     skipped: tuple[str, ...]  # a sentence for each entry that was found and could not be used
-    common: Adapter | None = None  # without hits: what all scenes share, where the memory has that
+    common: Adapter | None = None  # what all scenes share, where the memory has that (`scenes.share`)
 
     def start(self, iterations: int) -> Adapter | None:
         """The adapter that a generation of so many iterations starts from.
 
-        What all scenes share makes a new one quicker to learn, and is of no use unoptimised.
+        A scene's own is the best to read as it is. To learn from, what all scenes share is better: it says
+        nothing yet that a new clip would have to unlearn.
         """
-        return self.common if self.adapter is None and iterations else self.adapter
+        return self.common if self.common and iterations else self.adapter
 
     @property
     def similarity(self) -> float | None:
@@ -106,7 +107,7 @@ def recall(
 
     Adapters that sit on other modules (made with other layers or another scope) cannot be averaged. Those on
     `modules` are taken or, where there are none, those that sit where the best hit does; the others are left
-    out, each with a sentence. For a scene that is not known, what all scenes share is read instead.
+    out, each with a sentence.
     """
 
     def read(key: SceneKey, threshold: float) -> tuple[tuple[Hit, ...], Adapter | None, tuple[str, ...]]:
@@ -136,8 +137,7 @@ def recall(
         return hits, fuse(adapters, rank=rank), skipped
 
     hits, adapter, skipped = read(scene.key, threshold)
-    common = None if hits else read(ANY_SCENE, -1.0)[1]
-    return Recall(scene, hits, adapter, skipped, common)
+    return Recall(scene, hits, adapter, skipped, common=read(ANY_SCENE, -1.0)[1])
 
 
 def insert(store: MemoryStore, scene: Scene, adapter: Adapter, **facts: Any) -> MemoryEntry:
