@@ -14,7 +14,7 @@ from conftest import SIZE, STEPS
 
 import demo.memories as memories
 from ttom_core.evaluation.evaluate import Clip, load_prompts
-from ttom_core.evaluation.paper import CLAIMS, FAST, GOALS, MEMORY, PAPER
+from ttom_core.evaluation.paper import CLAIMS, GOALS
 from ttom_core.evaluation.pool import read_rows
 from ttom_core.generate import generate
 from ttom_core.memory.store import MemoryStore
@@ -36,13 +36,12 @@ def jobs(stores="stores", variants=VARIANTS):
     return QUALITY["jobs_of"](variants, HELD_OUT, Path(stores) / "scenes", Path(stores) / "solved")
 
 
-@pytest.mark.parametrize(
-    ("result", "variants"), [(MEMORY, VARIANTS), (PAPER, PAPERS), (FAST, QUALITY["FAST"])]
-)
-def test_every_claim_about_memory_has_its_figure(result, variants):
+@pytest.mark.parametrize(("question", "variants"), QUALITY["QUESTIONS"].items())
+def test_every_claim_about_memory_has_its_figure(question, variants):
     found = jobs(variants=variants)
     table = QUALITY["table_of"]({name: {index: row(index) for index in of} for name, of in found.items()})
-    asked = {c.figure for claim in (*CLAIMS, *GOALS) for c in claim.conditions if c.result == result}
+    conditions = [condition for claim in (*CLAIMS, *GOALS) for condition in claim.conditions]
+    asked = {c.figure for c in conditions if c.result == f"memory_{question}"}
     assert asked and asked <= table.keys()
 
 
