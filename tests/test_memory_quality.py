@@ -66,6 +66,11 @@ def test_clips_without_a_memory_are_those_of_every_other_table():
         assert found[name][0].key("model") == Clip(HELD_OUT[0], settings, 0, 20).key("model")
 
 
+def test_the_fast_preset_is_what_was_measured():
+    for name in ("tto_quarter_fast", "memory_tto_quarter_fast"):
+        assert VARIANTS[name].settings == PRESETS["demo_fast"]
+
+
 def test_a_clip_from_memory_knows_everything_that_decides_it():
     every = VARIANTS | PAPERS
     found, other = jobs(variants=every), jobs("other", every)
