@@ -170,7 +170,7 @@ PRESETS |= {
 }
 # The adapter alone on the CogVideoX sibling, whose maps are read from the attention that moves its features.
 PRESETS |= {"demo_cogvideox": PRESETS["best"].model_copy(update={"latents": None})}
-# From a memory (`scenes.share`) a quarter of the iterations, each twice as large, composes as well.
+# From a memory (`scenes.share`) a quarter of the iterations, each twice as large, composes nearly as well.
 PRESETS |= {"demo_fast": PRESETS["demo"].model_copy(update={"iterations": 2, "learning_rate": 4e-3})}
 
 
