@@ -62,7 +62,7 @@ STEPS = 20
 ITERATIONS = PRESETS["demo"].iterations
 SIZES = (50, 100, 150, 200)
 # The code that decides a row beside what every clip depends on and what the memory holds.
-READING = ("fusion", "memory/index", "memory/recall", "memory/store")
+READING = ("fusion", "memory/index", "memory/recall", "memory/store", "scenes")
 MIRROR = {"left": "right", "right": "left", "up": "down", "down": "up", "above": "below", "below": "above"}
 
 
@@ -343,7 +343,7 @@ def run(options: argparse.Namespace) -> None:
         "prompts": "held_out",
         "count": len(prompts),
         "model": identity,
-        "memory": (scenes if options.question == "quality" else solved).parent.name,
+        "memory": (solved if options.question == "paper" else scenes).parent.name,
         "steps": STEPS,
         "preset": PRESETS["demo"].model_dump(mode="json"),
         "variants": {name: asdict(variants[name]) for name in told},

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import PROMPT, SIZE, STEPS
 
-from ttom_core import cli
+from ttom_core import cli, scenes
 from ttom_core.attention import EarlyExit
 from ttom_core.consolidate import consolidate
 from ttom_core.errors import TTOMError
 from ttom_core.fusion import fuse
 from ttom_core.masks import soft_masks
 from ttom_core.memory.embedding import PipelineEmbedder
-from ttom_core.memory.recall import ANY_SCENE, insert, merge, recall, scene_of
+from ttom_core.memory.recall import ANY_SCENE, insert, learn, merge, recall, scene_of
 from ttom_core.memory.store import MemoryStore
 from ttom_core.optimize import TTO, LatentSettings
 from ttom_core.planner import plan
@@ -200,11 +201,10 @@ def test_what_all_scenes_share_starts_every_optimisation(filled, backbone, setti
         mean = fuse([store.load(entry) for entry in (one, other, third)], [0.5, 0.5, 1], rank=one.rank)
         for name, (a, b) in store.load(common).weights.items():
             torch.testing.assert_close(b @ a, mean.weights[name][1] @ mean.weights[name][0])
-        assert [entry.id for entry in share(store, backbone.fingerprint)] == [common.id]  # nothing is new
 
-        def known(prompt):
+        def known(prompt, **more):
             scene = scene_of(prompt, plan(prompt), PipelineEmbedder(backbone.pipeline))
-            return recall(store, scene, backbone.fingerprint)
+            return recall(store, scene, backbone.fingerprint, **more)
 
         new = known("a red circle bounces")
         assert not new.hits and equal(new.start(1), store.load(common))
@@ -212,21 +212,61 @@ def test_what_all_scenes_share_starts_every_optimisation(filled, backbone, setti
         old = known(PROMPT)
         assert old.hits and equal(old.start(0), old.adapter) and equal(old.start(1), store.load(common))
 
+        assert equal(known(PROMPT, modules=one_of(store)).start(1), store.load(common))
+        elsewhere = known(PROMPT, modules=["another"])  # what sits on other modules is no start
+        assert elsewhere.common is None and equal(elsewhere.start(1), old.adapter)
+
+        # The entries that it did not start from are left alone.
+        facts = {"settings": {"iterations": 1}, "lora_seed": 0, "loss_first": 0.5, "loss_last": 0.4}
+        before = [*store.entries()]
+        for on_hit in ("update", "replace"):
+            assert learn(store, old, mean, on_hit, **facts) == "kept as it was"
+        assert [entry.value for entry in store.entries()] == [entry.value for entry in before]
+        assert learn(store, old, mean, "insert", **facts) == "inserted" and len(store) == len(before) + 1
+        store.undo()
+
         store.delete([common.id])
         assert equal(known(PROMPT).start(1), old.adapter)
 
+        store.insert(
+            store.load(one), common.key, common.embedding, embedder=common.embedder, prompt="any scene"
+        )
         store.delete([third.id])
         assert share(store, backbone.fingerprint) == []  # one scene shares nothing with another
+        assert not any(entry.key == ANY_SCENE for entry in store.entries())
 
 
-def test_it_is_replaced_when_the_scenes_change(filled, backbone, settings) -> None:
-    with MemoryStore(filled) as store:
-        one, *_ = store.entries()
+def one_of(store):
+    return store.load(next(store.entries())).weights.keys()
+
+
+def test_a_new_one_takes_its_place_and_its_pin_and_evicts_no_scene(filled, backbone) -> None:
+    with MemoryStore(filled, max_entries=4) as store:
+        kept = [entry.id for entry in store.entries()]
         (before,) = share(store, backbone.fingerprint)
-        store.update(one.id, store.load(before))
+        store.pin(before.id)
         (after,) = share(store, backbone.fingerprint)
-        assert after.id != before.id
-        assert [entry.id for entry in store.entries() if entry.key == ANY_SCENE] == [after.id]
+        assert after.pinned and after.id != before.id
+        assert [entry.id for entry in store.entries()] == [*kept, after.id]
+
+
+def test_many_are_averaged_in_goes(filled, monkeypatch) -> None:
+    with MemoryStore(filled) as store:
+        one = next(store.entries())
+        noise = torch.Generator().manual_seed(0)
+        for _ in range(3):  # each with an A of its own
+            pairs = {
+                name: tuple(torch.randn(tensor.shape, generator=noise) / 10 for tensor in pair)
+                for name, pair in store.load(one).weights.items()
+            }
+            random = replace(store.load(one), weights=pairs)
+            store.insert(random, one.key, one.embedding, embedder=one.embedder, prompt=one.prompt)
+        entries, weights = [*store.entries()][-3:], [1.0, 0.5, 2.0]
+        at_once = scenes._average(store, entries, weights)
+        monkeypatch.setattr(scenes, "AT_ONCE", 1)
+        in_goes = scenes._average(store, entries, weights)
+    for name, (a, b) in at_once.weights.items():
+        torch.testing.assert_close(in_goes.weights[name][1] @ in_goes.weights[name][0], b @ a)
 
 
 def test_a_read_only_memory_is_told_before_anything_is_learnt(filled, backbone, settings) -> None:

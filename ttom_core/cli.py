@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,13 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         options.run(options)
-        sys.stdout.flush()
     except TTOMError as error:
         print(f"ttom: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # `| head` has seen enough; the flush at the exit shall not complain either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         print("ttom: interrupted; the model is as it was before.", file=sys.stderr)
         return 130
@@ -414,10 +409,11 @@ def _generate(options: argparse.Namespace) -> None:
         base = None if options.no_base else run("base", generate)
         made = run("TTOM", generate_with_memory, layout, settings, *memory, keep_maps=True)
     if known := made.recall:
-        for hit in known.hits:
-            print(f"from memory {hit.entry.id[:8]}: {hit.why}")
         if known.common and settings.iterations and options.memory != "read":
             print("from memory: the optimisation started from what all scenes share")
+        else:
+            for hit in known.hits:
+                print(f"from memory {hit.entry.id[:8]}: {hit.why}")
     if made.change:
         print(f"memory: {made.change}")
     _write(options.out, backbone, layout, base, made.generation)

@@ -89,7 +89,8 @@ def share(store: MemoryStore, fingerprint: str) -> list[MemoryEntry]:
     """Keep the average of this model's scenes, from which the optimisation of any scene starts.
 
     Every scene counts once, however many entries it has. There is one such entry for each embedder and set of
-    modules that two scenes or more have, and it takes the place of the one before.
+    modules that two scenes or more have, in the place of the one before, which goes first: a full memory
+    evicts no scene for it.
     """
     alike: dict[tuple[str, frozenset[str]], list[MemoryEntry]] = {}
     for entry in store.entries(fingerprint=fingerprint):
@@ -98,6 +99,9 @@ def share(store: MemoryStore, fingerprint: str) -> list[MemoryEntry]:
     for entries in alike.values():
         own = [entry for entry in entries if entry.key != ANY_SCENE]
         scenes = Counter(entry.key.digest for entry in own)
+        before = [entry for entry in entries if entry.key == ANY_SCENE]
+        if before:
+            store.delete(entry.id for entry in before)
         if len(scenes) < 2:
             continue
         first = own[0]
@@ -110,10 +114,9 @@ def share(store: MemoryStore, fingerprint: str) -> list[MemoryEntry]:
             settings=first.settings,
             lora_seed=first.lora_seed,
             parents=[entry.id for entry in own],
+            pinned=any(entry.pinned for entry in before),
             note=f"what {len(scenes)} scenes share",
-            once=True,
         )
-        store.delete(old.id for old in entries if old.key == ANY_SCENE and old.id != entry.id)
         made.append(entry)
     return made
 

@@ -178,7 +178,11 @@ GOALS = (
     ),
     Claim(
         "control",
-        "a scene's own entries are better than those of the mirrored scene",
-        (Condition(MEMORY, "composition_of_wrong_direction_over_memory_tto_where_directed", below=True),),
+        "read without optimising, a scene's own entries are better than those of the mirrored scene",
+        (
+            Condition(
+                MEMORY, "composition_of_wrong_direction_only_over_memory_only_where_directed", below=True
+            ),
+        ),
     ),
 )

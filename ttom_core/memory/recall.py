@@ -43,6 +43,7 @@ class MemorySettings(BaseModel):
 
 # What an adapter is filed under that belongs to no scene: what all of a memory's scenes share.
 ANY_SCENE = SceneKey(structure=(), sentence="any scene")
+SHARED = 100  # more than there are sets of modules that a memory's adapters sit on
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,13 @@ def recall(
 
     Adapters that sit on other modules (made with other layers or another scope) cannot be averaged. Those on
     `modules` are taken or, where there are none, those that sit where the best hit does; the others are left
-    out, each with a sentence.
+    out, each with a sentence. What all scenes share is taken on `modules` alone, if these are given.
     """
+    wanted = frozenset(modules or ())
 
-    def read(key: SceneKey, threshold: float) -> tuple[tuple[Hit, ...], Adapter | None, tuple[str, ...]]:
+    def read(
+        key: SceneKey, threshold: float, top_k: int
+    ) -> tuple[tuple[Hit, ...], Adapter | None, tuple[str, ...]]:
         found = store.read(
             key,
             scene.embedding,
@@ -124,9 +128,7 @@ def recall(
         # Another copy's, if the store gives it.
         loaded = [replace(store.load(hit.entry), fingerprint=fingerprint) for hit in found]
         places = [frozenset(adapter.weights) for adapter in loaded]
-        chosen = frozenset(modules or ())
-        if chosen not in places:
-            chosen = places[0]
+        chosen = wanted if wanted in places else places[0]
         hits = tuple(hit for hit, place in zip(found, places, strict=True) if place == chosen)
         adapters = [adapter for adapter, place in zip(loaded, places, strict=True) if place == chosen]
         skipped = tuple(
@@ -136,8 +138,11 @@ def recall(
         )
         return hits, fuse(adapters, rank=rank), skipped
 
-    hits, adapter, skipped = read(scene.key, threshold)
-    return Recall(scene, hits, adapter, skipped, common=read(ANY_SCENE, -1.0)[1])
+    hits, adapter, skipped = read(scene.key, threshold, top_k)
+    common = read(ANY_SCENE, -1.0, SHARED)[1]
+    if common and wanted and common.weights.keys() != wanted:
+        common = None
+    return Recall(scene, hits, adapter, skipped, common)
 
 
 def insert(store: MemoryStore, scene: Scene, adapter: Adapter, **facts: Any) -> MemoryEntry:
@@ -184,16 +189,20 @@ def learn(
 
     An optimisation that ended no better than it began has nothing to teach: adapters that are
     changed on and on without need drift away from what made them useful. Neither has one that
-    moved the latents alone (`settings` of no iterations), whatever its losses.
+    moved the latents alone (`settings` of no iterations), whatever its losses. One that started from what all
+    scenes share leaves a known scene's entries as they are, unless it is to be inserted beside them.
     """
     if not settings["iterations"] or loss_first is None or loss_last is None or loss_last >= loss_first:
+        return "kept as it was"
+    started = () if known.common else known.hits
+    if known.hits and not started and on_hit != "insert":
         return "kept as it was"
     if not known.hits or on_hit == "insert":
         insert(
             store,
             known.scene,
             adapter,
-            parents=[hit.entry.id for hit in known.hits],
+            parents=[hit.entry.id for hit in started],
             settings=settings,
             lora_seed=lora_seed,
             loss_first=loss_first,
