@@ -5,14 +5,16 @@
 
 The table between `<!-- figures:NAME -->` and `<!-- /figures:NAME -->` shows results/NAME.json,
 which has the form {command, commit, machine, seed, figures: {name: {value, low, high, n, unit}}};
-the one between `<!-- presets -->` and `<!-- /presets -->` shows the presets that the code holds, and the one
-between `<!-- claims -->` and `<!-- /claims -->` what the results say of the paper's claims and of our goals.
+the one between `<!-- presets -->` and `<!-- /presets -->` shows the presets that the code holds, the one
+between `<!-- claims -->` and `<!-- /claims -->` what the results say of the paper's claims and of our goals,
+and the one between `<!-- ablations -->` and `<!-- /ablations -->` every results/ablation_NAME.json in a line.
 What has not been measured is said, or, of the evidence and the claims, left empty.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import sys
@@ -23,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 Figures = dict[str, dict[str, Any]]
 BLOCK = re.compile(
-    r"(?P<open><!-- (?P<name>figures:\w+|presets|claims) -->\n).*?(?P<close><!-- /(?P=name) -->)",
+    r"(?P<open><!-- (?P<name>figures:\w+|presets|claims|ablations) -->\n).*?(?P<close><!-- /(?P=name) -->)",
     re.DOTALL,
 )
 
@@ -182,6 +184,29 @@ def claims_table(results: Path) -> str:
     return "\n".join([*lines, *(line for note in notes if note for line in ("", note)), ""])
 
 
+def ablations_table(results: Path) -> str:
+    """One row a question: composition and presence of each variant, the preset's own in bold."""
+    rows = []
+    for path in sorted(results.glob("ablation_*.json")):
+        result = _result(path)
+        figures, settings = result["figures"], result["settings"]
+        names, own = list(settings["methods"]), settings["pairs"][0][1]
+        words = [name.split("_") for name in names]
+        start = sum(1 for _ in itertools.takewhile(lambda w: len(set(w)) == 1, zip(*words, strict=False)))
+        cells = []
+        for name, parts in zip(names, words, strict=True):
+            scores = " / ".join(f"{figures[f'{name}_{q}']['value']:.2f}" for q in ("composition", "presence"))
+            text = " ".join([*parts[start:], scores])
+            told = figures.get(f"composition_of_{name}_over_{own}", {"low": 0, "high": 0})
+            mark = " ▲" if told["low"] > 0 else " ▼" if told["high"] < 0 else ""
+            cells.append(f"**{text}**" if name == own else text + mark)
+        count, prompts = figures[f"{own}_composition"]["n"], settings["prompts"].replace("_", "-")
+        rows.append(f"| {settings['question']} | {count} {prompts} | {' · '.join(cells)} |")
+    if not rows:
+        return ""
+    return "\n".join(["| question | prompts | composition / presence |", "|---|---|---|", *rows, ""])
+
+
 TABLES: dict[str, Callable[[Figures], str]] = {
     "evaluate": evaluation_table,
     "evidence": methods_table,
@@ -215,6 +240,8 @@ def block(name: str, results: Path) -> str:
         return presets_table()
     if name == "claims":
         return claims_table(results)
+    if name == "ablations":
+        return ablations_table(results)
     name = name.removeprefix("figures:")
     path = results / f"{name}.json"
     if not path.exists():

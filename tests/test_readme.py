@@ -137,3 +137,26 @@ def test_claims_on_results_of_different_models_say_so(tmp_path):
     assert "different models" not in fill(tmp_path)
     write(tmp_path, "ablation_losses", {}, model="wan-2", methods={}, pairs=[["bce", "jsd"]])
     assert "**These results are of different models, and do not belong together." in fill(tmp_path)
+
+
+def test_a_question_is_one_line_and_tells_what_can_be_told(tmp_path):
+    page = "<!-- ablations -->\n<!-- /ablations -->\n"
+    assert fill(tmp_path, page) == page
+    table = {
+        f"rank_{rank}_{quality}": figure(rank / 10, 0, 1, 21) for rank in (2, 4, 8) for quality in QUALITIES
+    }
+    table["composition_of_rank_2_over_rank_4"] = figure(-0.2, -0.3, -0.1, 21)
+    table["composition_of_rank_8_over_rank_4"] = figure(0.4, 0.0, 0.8, 21)
+    pairs = [["rank_2", "rank_4"], ["rank_8", "rank_4"]]
+    methods = {f"rank_{rank}": {} for rank in (2, 4, 8)}
+    write(
+        tmp_path,
+        "ablation_rank",
+        table,
+        question="Which rank?",
+        prompts="held_out",
+        methods=methods,
+        pairs=pairs,
+    )
+    (line,) = rows(fill(tmp_path, page), "| Which")
+    assert line == "| Which rank? | 21 held-out | 2 0.20 / 0.20 ▼ · **4 0.40 / 0.40** · 8 0.80 / 0.80 |"
