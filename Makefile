@@ -58,7 +58,8 @@ evaluate: $(VENV)/core.stamp
 	$(BIN)/ttom evaluate --result benchmarks/results/evaluate.json $(if $(WORKERS),--workers $(WORKERS))
 	$(BIN)/python benchmarks/readme.py
 
-# Every table of evidence and the page of all: 8,400 clips of 5 to 25 s on a core, 18 hours on 2 cores, 9 on 4.
+# Every table of evidence and the page of all: 10,500 clips of 4 to 28 s on a core and the memories, 21 hours on 2
+# cores, 11 on 4.
 # Interrupted, it goes on from there; what other code, settings or another model made is made again.
 evidence: $(VENV)/core.stamp
 	$(BIN)/python benchmarks/evidence.py $(if $(WORKERS),--workers $(WORKERS))

@@ -9,8 +9,9 @@ and by category (the paper's table 1), with paired differences. Resumable: a cli
 its frames are kept beside it, for benchmarks/report.py. Writes results/evidence.json or cogvideox.json and
 their .png, which fewer prompts or steps replace only with --force.
 
-On the demo model it is base, TTO, its rivals and our best preset, a prompt taking about 85 s of one core: all
-of them 75 minutes on four cores, 49 of them 17. On the sibling it is base, TTO, moved latents and our best
+On the demo model it is base, TTO, its rivals and our best preset, then base and the moved latents with the
+best preset's early end of guidance, a prompt taking about 95 s of one core: all of them 85 minutes on four
+cores, 49 of them 20. On the sibling it is base, TTO, moved latents and our best
 preset; then the adapter on the features, and the paper's on all that the loss depends on: at all loss layers,
 at four, on these four alone, and with the other two kinds of map; 125 s a prompt.
 """
@@ -32,8 +33,14 @@ from ttom_core.evaluation.results import insist_on_more
 from ttom_core.optimize import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
+END = {"guidance_until_sigma": PRESETS["best"].guidance_until_sigma}
 METHODS = {"base": None, "tto": PRESETS["demo"]} | {
     name: PRESETS[name] for name in ("lvd", "latent", "noise", "best")
+}
+# What of the best preset is its guidance that ends early: the others with that alone changed.
+METHODS |= {
+    "base_early_guidance": PRESETS["demo"].model_copy(update=END | {"iterations": 0}),
+    "latent_early_guidance": PRESETS["latent"].model_copy(update=END),
 }
 REACHABLE = PRESETS["demo"].model_copy(update={"scope": "reachable", "learning_rate": 1e-3})
 DEEP = REACHABLE.model_copy(update={"layers": (3, 4, 5, 6)})  # at all layers `selected` would be `reachable`
@@ -53,6 +60,8 @@ PAIRS = (
     *((name, "base") for name in METHODS if name != "base"),
     ("tto", "lvd"),
     *(("best", name) for name in ("tto", "lvd", "latent", "noise")),
+    ("latent_early_guidance", "latent"),
+    ("best", "latent_early_guidance"),
 )
 
 

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 CATEGORY = "TTOM/native"
 # Those that move the latents need the sampler's own step, which is ComfyUI's here.
-NATIVE_PRESETS = [name for name, preset in PRESETS.items() if preset.latents is None]
+# The host's sampler owns the latents and the guidance.
+NATIVE_PRESETS = [
+    name for name, preset in PRESETS.items() if preset.latents is None and not preset.guidance_until_sigma
+]
 
 
 class Composition:

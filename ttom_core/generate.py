@@ -99,6 +99,8 @@ def generate(
     with ExitStack() as stack:
         if settings is not None:
             assert layout is not None
+            if settings.guidance_until_sigma:
+                stack.enter_context(backbone.guided_until(prompt, settings.guidance_until_sigma))
             grid = backbone.token_grid(num_frames, height, width)
             masks = soft_masks(layout, grid, settings.mask_kind, settings.softness)
             tto = TTO(

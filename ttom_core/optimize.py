@@ -70,6 +70,12 @@ class TTOSettings(BaseModel):
     sigma_start: float = Field(1.0, ge=0, le=1, description="optimise steps at noise levels from here…")
     sigma_end: float = Field(0.9, ge=0, le=1, description="…down to here")
     adapter_until_sigma: float = Field(0.0, ge=0, le=1, description="adapter off below this noise level")
+    guidance_until_sigma: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="no guidance below this noise level: truer shapes, steps at half the cost",
+    )
     stop_loss: float | None = Field(None, description="end a step's iterations below this loss")
     objective: Literal["jsd", "bce", "center_of_mass"] = "jsd"
     normalize_over: Literal["frame", "volume"] = "frame"
@@ -164,12 +170,15 @@ PRESETS |= {
             "weight_decay": 5.0,
             "scope": "maps",
             "stop_loss": 0.1,
-            "latents": LatentSettings(step_size=0.012, sigma_end=0.91, max_change=0.1),
+            "guidance_until_sigma": 0.85,
+            "latents": LatentSettings(step_size=0.012, iterations=3, sigma_end=0.91, max_change=0.1),
         },
     }.items()
 }
 # The adapter alone on the CogVideoX sibling, whose maps are read from the attention that moves its features.
-PRESETS |= {"demo_cogvideox": PRESETS["best"].model_copy(update={"latents": None})}
+PRESETS |= {
+    "demo_cogvideox": PRESETS["best"].model_copy(update={"latents": None, "guidance_until_sigma": 0.0})
+}
 # From a memory (`scenes.share`) a quarter of the iterations, each twice as large, composes nearly as well.
 PRESETS |= {"demo_fast": PRESETS["demo"].model_copy(update={"iterations": 2, "learning_rate": 4e-3})}
 

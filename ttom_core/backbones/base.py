@@ -128,6 +128,12 @@ class Backbone(Optimisable, Protocol):
         returns the very tensor that it was given is left alone.
         """
 
+    def guided_until(self, prompt: str, sigma: float) -> AbstractContextManager[None]:
+        """Let the sampling loop go without guidance below a noise level for the length of a `with` block.
+
+        The negative prompt has no say there, and is not computed.
+        """
+
     def sample(
         self,
         prompt: str,

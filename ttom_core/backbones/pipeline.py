@@ -7,6 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -31,6 +32,7 @@ from ..errors import TTOMError
 from .fingerprint import fingerprint
 from .folder import TrainedClip, trained_clip
 from .frozen import differentiable
+from .guidance import guided_until
 from .names import Names, adapted
 from .parallel import devices_of
 from .phrases import EncodedPrompt
@@ -346,6 +348,11 @@ class PipelineBackbone(ABC):
 
     def latents_moved(self, move: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
         return stepping_from(self.pipeline.scheduler, move)
+
+    def guided_until(self, prompt: str, sigma: float) -> AbstractContextManager[None]:
+        experts = [self.transformer, getattr(self.pipeline, "transformer_2", None)]
+        present = [expert for expert in experts if expert is not None]
+        return guided_until(sigma, present, self.sigma_of, partial(self.conditional_rows, prompt))
 
     @abstractmethod
     def sigmas(self, steps: int) -> list[float]: ...
