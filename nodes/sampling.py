@@ -144,8 +144,9 @@ class TTOSampler(io.ComfyNode):
                     options=list(PRESETS),
                     default="best",
                     tooltip="The settings of the optimisation. best and demo are tuned for the demo model: "
-                    "demo learns an adapter alone, best moves the latents too; lvd, latent and noise move "
-                    "them instead. paper and released are what the paper and its authors' code have.",
+                    "demo learns an adapter alone, best moves the latents too and ends the guidance early; "
+                    "lvd, latent and noise move them instead. paper and released are what the paper and its "
+                    "authors' code have.",
                 ),
                 *sampling_inputs(),
                 *starting_inputs(),
