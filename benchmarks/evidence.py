@@ -12,7 +12,7 @@ their .png, which fewer prompts or steps replace only with --force.
 On the demo model it is base, TTO, its rivals and our best preset, then base and the moved latents with the
 best preset's early end of guidance, a prompt taking about 95 s of one core: all of them 85 minutes on four
 cores, 49 of them 20. On the sibling it is base, TTO, moved latents and our best
-preset; then the adapter on the features, and the paper's on all that the loss depends on: at all loss layers,
+preset there, then the demo model's; then the adapter on the features, and the paper's on all that the loss depends on: at all loss layers,
 at four, on these four alone, and with the other two kinds of map; 125 s a prompt.
 """
 
@@ -48,7 +48,8 @@ JOINT = {
     "base": None,
     "tto": PRESETS["demo_cogvideox"],
     "latent": PRESETS["latent"],
-    "best": PRESETS["best"],
+    "best": PRESETS["best_cogvideox"],
+    "early_guidance": PRESETS["best"],
     "features": PRESETS["demo"],
     "reachable": REACHABLE,
     "deep": DEEP,
@@ -112,6 +113,7 @@ QUESTIONS = {
                 *against("base", JOINT),
                 ("best", "tto"),
                 ("best", "latent"),
+                ("best", "early_guidance"),
                 *(("reachable", name) for name in ("deep", "text_to_video", "renormalized")),
                 ("deep_selected", "deep"),
             ),
