@@ -11,9 +11,9 @@ their .png, which fewer prompts or steps replace only with --force.
 
 On the demo model it is base, TTO, its rivals and our best preset, then base and the moved latents with the
 best preset's early end of guidance, a prompt taking about 95 s of one core: all of them 85 minutes on four
-cores, 49 of them 20. On the sibling it is base, TTO, moved latents and our best
-preset there, then the demo model's; then the adapter on the features, and the paper's on all that the loss depends on: at all loss layers,
-at four, on these four alone, and with the other two kinds of map; 125 s a prompt.
+cores, 49 of them 20. On the sibling it is base, TTO, moved latents, our best preset there and the demo
+model's; then the adapter on the features, and the paper's on all that the loss depends on: at all loss
+layers, at four, on these four alone, and with the other two kinds of map; 135 s a prompt.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ GOALS = (
     ),
     *(
         Claim("goal", f"on the CogVideoX sibling {words} {promise}", conditions, either=True)
-        for method, words in (("tto", "TTO alone"), ("best", "the best preset"))
+        for method, words in (("tto", "TTO alone"), ("best", "its best preset"))
         for promise, conditions in (
             (
                 "composes 1.7 times its base model's score, or closes half of the gap to 1",
